@@ -1,0 +1,1 @@
+"""Connections, clock and column types that the ledger and the ERP's staging tables share. Knows no table."""
