@@ -1,0 +1,1 @@
+"""What we know for certain: orders, plans, attempts, events, signals. The broker holds only hints."""
