@@ -1,0 +1,1 @@
+"""HTTP to each system: how to ask, in the vendor's own words."""
