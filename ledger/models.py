@@ -1,7 +1,11 @@
 """Tables and constraints. Unique constraints carry the promises: nothing here is looked up first and inserted then."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from sqlalchemy import (
     Column,
+    ColumnElement,
     ForeignKey,
     Index,
     Integer,
@@ -11,11 +15,12 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal_column,
     text,
 )
 
 from databases.types import UTC, Id
-from orders.states import State
+from orders.states import IN_FLIGHT, State
 
 metadata = MetaData(
     naming_convention={
@@ -26,8 +31,22 @@ metadata = MetaData(
     }
 )
 
-_IN_FLIGHT = text("state IN ('queued', 'running')")
-_AWAKE = text("wake_at IS NOT NULL")
+DUE = (State.READY, State.RETRYING)
+"""Dispatch sends them as soon as `wake_at` has come."""
+OVERDUE = (State.QUEUED, State.WAITING, State.PARKED)
+"""The sweep moves them once `wake_at` has come."""
+SUSPECT = 2
+"""Workers lost on the same step after which the order is suspected to be what kills them."""
+
+
+def _words(states: Sequence[State]) -> str:
+    return ", ".join(f"'{state.value}'" for state in states)
+
+
+_IN_FLIGHT = text(f"state IN ({_words(IN_FLIGHT)})")
+_DUE = text(f"state IN ({_words(DUE)})")
+_OVERDUE = text(f"state IN ({_words(OVERDUE)}) AND wake_at IS NOT NULL")
+_SUSPECT = text(f"crashes >= {SUSPECT}")
 
 orders = Table(
     "orders",
@@ -63,8 +82,13 @@ orders = Table(
     Column("version", Integer, nullable=False, server_default="0"),
     Column("created_at", UTC, nullable=False),
     Column("updated_at", UTC, nullable=False),
-    UniqueConstraint("system", "account", "external_id"),
-    Index("ix_orders_lane_wake_at", "system", "lane", "wake_at", postgresql_where=_AWAKE, sqlite_where=_AWAKE),
+    # The account comes last, so that people may leave it out.
+    UniqueConstraint("system", "external_id", "account"),
+    # Every change of an order writes its new version into each index that holds it: the fewer, the better. One index
+    # for both of these would have the sweep, every second, walk past all that waits for room in the window.
+    Index("ix_orders_due", "system", "lane", "wake_at", postgresql_where=_DUE, sqlite_where=_DUE),
+    Index("ix_orders_overdue", "system", "lane", "wake_at", postgresql_where=_OVERDUE, sqlite_where=_OVERDUE),
+    Index("ix_orders_suspect", "system", "lane", postgresql_where=_SUSPECT, sqlite_where=_SUSPECT),
     Index("ix_orders_in_flight", "system", postgresql_where=_IN_FLIGHT, sqlite_where=_IN_FLIGHT),
     Index(
         "ix_orders_interrupt",
@@ -73,10 +97,21 @@ orders = Table(
         sqlite_where=text("interrupt IS NOT NULL"),
     ),
     Index("ix_orders_state_id", "state", "id"),
-    Index("ix_orders_external_id", "external_id"),
-    Index("ix_orders_reference", "reference"),
-    Index("ix_orders_created_at", "created_at"),
 )
+
+
+def in_state(states: Sequence[State], table: Any = orders) -> ColumnElement[bool]:
+    """Orders in one of these states, which are written into the statement: a database uses a partial index only where
+    it can tell from the statement alone, without its parameters, that the index holds all that is wanted."""
+    found: ColumnElement[bool] = table.c.state.in_([literal_column(f"'{state.value}'") for state in states])
+    return found
+
+
+def is_suspect(table: Any = orders) -> ColumnElement[bool]:
+    """Orders that `SUSPECT` workers died on; written out like `in_state`."""
+    found: ColumnElement[bool] = table.c.crashes >= literal_column(str(SUSPECT), Integer)
+    return found
+
 
 steps = Table(
     "steps",

@@ -9,7 +9,21 @@ from sqlalchemy import Row, Select, and_, func, literal, or_, select
 
 from databases.clock import later, now
 from ledger.connection import Ledger
-from ledger.models import attempts, audit, cursors, documents, events, gates, orders, signals, steps, workers
+from ledger.models import (
+    DUE,
+    OVERDUE,
+    attempts,
+    audit,
+    cursors,
+    documents,
+    events,
+    gates,
+    in_state,
+    orders,
+    signals,
+    steps,
+    workers,
+)
 from ledger.records import WORKER_LEASE
 from orders.states import FINISHED, IN_FLIGHT, NEEDS_A_PERSON, State
 
@@ -20,7 +34,7 @@ def in_flight(ledger: Ledger, system: str) -> int:
     """How many orders of a system are in the broker or in a worker: at most the window."""
     with ledger.reading() as connection:
         return connection.execute(
-            select(func.count()).where(orders.c.system == system, orders.c.state.in_(IN_FLIGHT))
+            select(func.count()).where(orders.c.system == system, in_state(IN_FLIGHT))
         ).scalar_one()
 
 
@@ -56,14 +70,13 @@ def held_by(ledger: Ledger, worker: str) -> list[Held]:
 
 def overdue(ledger: Ledger, system: str, lane: str, limit: int = 500) -> dict[str, list[int]]:
     """Orders of a lane whose time has come in a state that only the sweep moves, by state."""
-    states = [State.QUEUED, State.WAITING, State.PARKED]
     wanted = (
         select(orders.c.id, orders.c.state)
         .where(
             orders.c.system == system,
             orders.c.lane == lane,
             orders.c.wake_at <= now(),
-            orders.c.state.in_(states),
+            in_state(OVERDUE),
         )
         .order_by(orders.c.wake_at)
         .limit(limit)
@@ -294,7 +307,7 @@ def last_tries(ledger: Ledger, order_id: int) -> dict[tuple[int, str], Ended]:
     """How the last try of each step ended, by its position and name."""
     wanted = (
         select(attempts.c.position, attempts.c.step, attempts.c.outcome, attempts.c.detail, attempts.c.finished_at)
-        .where(attempts.c.order_id == order_id, attempts.c.outcome.not_in(["replayed", "released"]))
+        .where(attempts.c.order_id == order_id)
         .order_by(attempts.c.id)
     )
     with ledger.reading() as connection:
@@ -379,21 +392,26 @@ def unfinished_counts(ledger: Ledger) -> dict[tuple[str, str], int]:
         return {(system, state): number for system, state, number in connection.execute(wanted)}
 
 
-def orders_between(ledger: Ledger, after: int, upto: int | None = None) -> tuple[dict[str, int], int]:
-    """How many orders per system have an id above `after` (and up to `upto`), and the highest of these ids."""
-    wanted = select(orders.c.system, func.count(), func.max(orders.c.id)).where(orders.c.id > after)
-    if upto is not None:
-        wanted = wanted.where(orders.c.id <= upto)
+def newest_id(ledger: Ledger) -> int:
+    """The highest ledger id of an order; 0 when there is none."""
     with ledger.reading() as connection:
-        rows = connection.execute(wanted.group_by(orders.c.system)).all()
-    return {row[0]: row[1] for row in rows}, max((row[2] for row in rows), default=after)
+        return connection.execute(select(func.max(orders.c.id))).scalar_one() or 0
+
+
+def known_between(ledger: Ledger, after: int, upto: int) -> dict[str, int]:
+    """How many orders per system have an id above `after`, up to `upto`.
+
+    Both bounds, because SQLite walks a whole index, in the order of its groups, for a range that is open."""
+    wanted = (
+        select(orders.c.system, func.count()).where(orders.c.id > after, orders.c.id <= upto).group_by(orders.c.system)
+    )
+    with ledger.reading() as connection:
+        return {system: number for system, number in connection.execute(wanted)}
 
 
 def oldest_waiting(ledger: Ledger) -> datetime | None:
     """When the oldest order that could go right now became due."""
-    wanted = select(func.min(orders.c.wake_at)).where(
-        orders.c.state.in_([State.READY, State.RETRYING]), orders.c.wake_at <= now()
-    )
+    wanted = select(func.min(orders.c.wake_at)).where(in_state(DUE), orders.c.wake_at <= now())
     with ledger.reading() as connection:
         return connection.execute(wanted).scalar_one_or_none()
 

@@ -34,13 +34,18 @@ from sqlalchemy.dialects import postgresql, sqlite
 from databases.clock import later, now
 from databases.types import UTC
 from ledger.connection import Ledger
+from ledger.direct import Direct
 from ledger.models import (
+    DUE,
+    SUSPECT,
     attempts,
     audit,
     cursors,
     documents,
     events,
     gates,
+    in_state,
+    is_suspect,
     orders,
     signals,
     steps,
@@ -49,7 +54,7 @@ from ledger.models import (
 )
 from orders.lanes import lane_of
 from orders.outcomes import Done, Planned
-from orders.states import FINISHED, State
+from orders.states import FINISHED, IN_FLIGHT, State
 
 STEP_LIMIT = 600.0  # seconds after which a claim is taken back even from a worker that looks alive
 RESEND_AFTER = 5.0  # seconds after which a queued order's message is looked for
@@ -230,8 +235,8 @@ def take_ready(ledger: Ledger, system: str, lane: str, limit: int) -> list[ToSen
             orders.c.system == system,
             orders.c.lane == lane,
             orders.c.wake_at <= now(),
-            orders.c.state.in_([State.READY, State.RETRYING]),
-            orders.c.crashes < 2,
+            in_state(DUE),
+            orders.c.crashes < SUSPECT,
         )
         .order_by(orders.c.wake_at)
         .limit(limit)
@@ -244,8 +249,8 @@ def take_ready_orders(ledger: Ledger, order_ids: Sequence[int]) -> list[ToSend]:
     due = select(orders.c.id).where(
         orders.c.id.in_(order_ids),
         orders.c.wake_at <= now(),
-        orders.c.state.in_([State.READY, State.RETRYING]),
-        orders.c.crashes < 2,
+        in_state(DUE),
+        orders.c.crashes < SUSPECT,
     )
     return _queue(ledger, due)
 
@@ -254,15 +259,15 @@ def take_suspect(ledger: Ledger, system: str, lane: str) -> list[ToSend]:
     """One order that two workers died on, and only if no other such order is under way: alone, it can only take
     itself down."""
     other = orders.alias("other")
-    under_way = select(other.c.id).where(other.c.state.in_([State.QUEUED, State.RUNNING]), other.c.crashes >= 2)
+    under_way = select(other.c.id).where(in_state(IN_FLIGHT, other), is_suspect(other))
     due = (
         select(orders.c.id)
         .where(
             orders.c.system == system,
             orders.c.lane == lane,
             orders.c.wake_at <= now(),
-            orders.c.state.in_([State.READY, State.RETRYING]),
-            orders.c.crashes >= 2,
+            in_state(DUE),
+            is_suspect(),
             ~under_way.exists(),
         )
         .order_by(orders.c.wake_at)
@@ -340,6 +345,7 @@ class Claim:
     fence: int
     tries: int
     failures: int
+    crashes: int
     signal_seq: int
     claimed_at: datetime
     plan: tuple[Planned, ...]
@@ -368,6 +374,7 @@ _CLAIMED = (
     orders.c.fence,
     orders.c.tries,
     orders.c.failures,
+    orders.c.crashes,
     orders.c.signal_seq,
     orders.c.claimed_at,
     orders.c.facts,
@@ -416,17 +423,34 @@ def _claim_statement(postgresql_: bool) -> Update:
     )
 
 
-_CLAIM = {flag: _claim_statement(flag) for flag in (True, False)}
+_CLAIM = _claim_statement(False)
+_CLAIM_DIRECT = Direct(_claim_statement(True), [column.name for column in (*_CLAIMED, _PLAN[True])])
 
 
 def claim(ledger: Ledger, order_id: int, position: int, step: str, worker: str) -> Claim | None:
     """Take the order for this step, or None: it is done, held by another, waits, or has moved on."""
+    values = {"order": order_id, "at": position, "name": step, "by": worker}
+    with ledger.statement() as connection:
+        if ledger.postgresql:
+            row = _CLAIM_DIRECT.one_or_none(connection, values)
+        else:
+            row = connection.execute(_CLAIM, values).one_or_none()
+    return None if row is None else _as_claim(row, worker)
+
+
+def take_on(ledger: Ledger, order_id: int, fence: int, worker: str) -> Claim | None:
+    """Take a claim from the process that holds it and handed it over; None when it has lost it meanwhile."""
     with ledger.statement() as connection:
         row = connection.execute(
-            _CLAIM[ledger.postgresql], {"order": order_id, "at": position, "name": step, "by": worker}
+            update(orders)
+            .where(orders.c.id == order_id, orders.c.fence == fence, orders.c.state == State.RUNNING)
+            .values(worker=worker, fence=orders.c.fence + 1, claimed_at=now(), wake_at=later(literal(STEP_LIMIT)))
+            .returning(*_CLAIMED, _PLAN[ledger.postgresql])
         ).one_or_none()
-    if row is None:
-        return None
+    return None if row is None else _as_claim(row, worker)
+
+
+def _as_claim(row: AnyRow, worker: str) -> Claim:
     values = row._asdict()
     plan = tuple(
         Planned(name, awaits, recheck, json.loads(data) if data != "{}" else {})
@@ -540,7 +564,7 @@ def _advance_in_one(moving: Update) -> Any:
 
 _KINDS = [(kind, state) for kind in ("last", "free", "gated") for state in (State.RUNNING, State.QUEUED, State.READY)]
 _ADVANCE = {key: _advance(*key).returning(*_MOVED) for key in _KINDS}
-_ADVANCE_IN_ONE = {key: _advance_in_one(_advance(*key)) for key in _KINDS}
+_ADVANCE_IN_ONE = {key: Direct(_advance_in_one(_advance(*key)), [c.name for c in _MOVED]) for key in _KINDS}
 _NOTE = insert(attempts).values(order_id=bindparam("order"), **_attempt_values())
 
 
@@ -603,7 +627,7 @@ def _advance_lean(ledger: Ledger, held: Claim, outcome: Done, then: State) -> tu
     key, values = _advance_values(held, outcome, then)
     if ledger.postgresql:
         with ledger.statement() as connection:
-            return connection.execute(_ADVANCE_IN_ONE[key], values).one_or_none(), values
+            return _ADVANCE_IN_ONE[key].one_or_none(connection, values), values
     with ledger.transaction() as connection:
         row = connection.execute(_ADVANCE[key], values).one_or_none()
         if row is not None:
@@ -623,6 +647,7 @@ def _moved_on(held: Claim, row: AnyRow | None, values: dict[str, Any]) -> Record
         fence=row.fence,
         tries=1,
         failures=0,
+        crashes=0,
         signal_seq=row.signal_seq,
         claimed_at=row.claimed_at,
     )
@@ -1066,7 +1091,6 @@ def replay(
             facts["acknowledged"] = [at, tries + 1]
         ending = State.DONE if row.ending == State.IGNORED else row.ending
         _stand_at(connection, row, step, tries=tries, facts=json.dumps(facts), ending=ending)
-        connection.execute(_NOTE, _told(row, "replayed", f"by {who}, from {step.name}") | {"at": at, "name": step.name})
         _write_audit(connection, who, "replay", order_id, f"from {step.name}{', acknowledged' if acknowledged else ''}")
 
 
@@ -1163,8 +1187,6 @@ def release(ledger: Ledger, order_id: int, gate: str, who: str) -> str | None:
         elif not known:
             values = {"facts": json.dumps(facts | {"released": True}), "version": orders.c.version + 1}
             connection.execute(update(orders).where(orders.c.id == order_id).values(**values))
-        if not known:
-            connection.execute(_NOTE, _told(row, "released", f"by {who}"))
         if at is not None or not known:
             _write_audit(connection, who, "release", order_id, f"stood at {row.step}: {row.error or row.state}")
         return state
@@ -1239,8 +1261,8 @@ def take_over(ledger: Ledger, order_id: int, fence: int, *, park_at: int, reason
         return state.value
 
 
-def let_go(ledger: Ledger, order_id: int, fence: int) -> None:
-    """Give back an order that this worker holds in the ledger but not in fact (its own record or claim was lost)."""
+def let_go(ledger: Ledger, order_id: int, fence: int, *, seconds: float = 0.0) -> None:
+    """Give back an order that this worker claimed and does not work on; it is ready again after so many seconds."""
     with ledger.statement() as connection:
         connection.execute(
             update(orders)
@@ -1249,7 +1271,7 @@ def let_go(ledger: Ledger, order_id: int, fence: int) -> None:
                 state=State.READY,
                 fence=orders.c.fence + 1,
                 worker=null(),
-                wake_at=now(),
+                wake_at=later(literal(seconds)),
                 version=orders.c.version + 1,
                 updated_at=now(),
             )
@@ -1305,7 +1327,8 @@ def recheck(ledger: Ledger, order_id: int) -> None:
 def take_tick(ledger: Ledger, name: str, every: float, worker: str) -> bool:
     """Whether this worker is to do the tick called `name` now: at most one does, every so many seconds.
 
-    It holds the tick until `end_tick`, or until the worker is dead."""
+    It holds the tick until `end_tick`, or until the worker is dead. A holder may take it again: its `end_tick` may
+    have been lost with the connection, and only the worker itself knows whether it is still at it."""
     alive = select(workers.c.name).where(
         workers.c.name == ticks.c.holder, workers.c.seen_at > later(literal(-WORKER_LEASE))
     )
@@ -1316,7 +1339,9 @@ def take_tick(ledger: Ledger, name: str, every: float, worker: str) -> bool:
             .on_conflict_do_update(
                 index_elements=["name"],
                 set_={"next_at": later(literal(every)), "holder": worker},
-                where=and_(ticks.c.next_at <= now(), or_(ticks.c.holder.is_(None), ~alive.exists())),
+                where=and_(
+                    ticks.c.next_at <= now(), or_(ticks.c.holder.is_(None), ticks.c.holder == worker, ~alive.exists())
+                ),
             )
             .returning(ticks.c.name)
         ).one_or_none()
@@ -1355,11 +1380,17 @@ def close_gate(ledger: Ledger, lane: str, seconds: float, reason: str) -> bool:
 
 
 def open_gate(ledger: Ledger, lane: str) -> bool:
-    """The remote answers again. True when it was closed until now."""
+    """The remote answers again. True when it was closed until now.
+
+    A call that left before the gate closed proves nothing: the time that the remote asked for is kept."""
     with ledger.statement() as connection:
         row = connection.execute(
             update(gates)
-            .where(gates.c.lane == lane, gates.c.closures > 0)
+            .where(
+                gates.c.lane == lane,
+                gates.c.closures > 0,
+                or_(gates.c.closed_until.is_(None), gates.c.closed_until <= now()),
+            )
             .values(closed_until=null(), closures=0, since=null(), reason=null())
             .returning(gates.c.lane)
         ).one_or_none()

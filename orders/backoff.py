@@ -5,6 +5,9 @@ CAP = 900.0
 MOST_FAILURES = 12
 MOST_BUGS = 4
 MOST_CRASHES = 3
+"""Processes that an order may take down, the last one its own, before it is parked."""
+MOST_LOST = 12
+"""Workers lost on a step before the order is parked though nothing is proven: it may take whole machines down."""
 
 
 def delay(failures: int, chance: float, *, after: float | None = None, base: float = BASE, cap: float = CAP) -> float:

@@ -101,10 +101,16 @@ def upgrade() -> None:
         sa.Column("created_at", UTC(), nullable=False),
         sa.Column("updated_at", UTC(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_orders")),
-        sa.UniqueConstraint("system", "account", "external_id", name=op.f("uq_orders_system_account_external_id")),
+        sa.UniqueConstraint("system", "external_id", "account", name=op.f("uq_orders_system_external_id_account")),
     )
-    op.create_index("ix_orders_created_at", "orders", ["created_at"], unique=False)
-    op.create_index("ix_orders_external_id", "orders", ["external_id"], unique=False)
+    op.create_index(
+        "ix_orders_due",
+        "orders",
+        ["system", "lane", "wake_at"],
+        unique=False,
+        postgresql_where=sa.text("state IN ('ready', 'retrying')"),
+        sqlite_where=sa.text("state IN ('ready', 'retrying')"),
+    )
     op.create_index(
         "ix_orders_in_flight",
         "orders",
@@ -122,15 +128,22 @@ def upgrade() -> None:
         sqlite_where=sa.text("interrupt IS NOT NULL"),
     )
     op.create_index(
-        "ix_orders_lane_wake_at",
+        "ix_orders_overdue",
         "orders",
         ["system", "lane", "wake_at"],
         unique=False,
-        postgresql_where=sa.text("wake_at IS NOT NULL"),
-        sqlite_where=sa.text("wake_at IS NOT NULL"),
+        postgresql_where=sa.text("state IN ('queued', 'waiting', 'parked') AND wake_at IS NOT NULL"),
+        sqlite_where=sa.text("state IN ('queued', 'waiting', 'parked') AND wake_at IS NOT NULL"),
     )
-    op.create_index("ix_orders_reference", "orders", ["reference"], unique=False)
     op.create_index("ix_orders_state_id", "orders", ["state", "id"], unique=False)
+    op.create_index(
+        "ix_orders_suspect",
+        "orders",
+        ["system", "lane"],
+        unique=False,
+        postgresql_where=sa.text("crashes >= 2"),
+        sqlite_where=sa.text("crashes >= 2"),
+    )
 
     op.create_table(
         "ticks",

@@ -378,8 +378,14 @@ class TestGates:
         assert not records.close_gate(ledger, "erp", 7200, "counted once while closed")
         gate = queries.closed_gates(ledger)["erp"]
         assert (gate.closed, gate.closures, gate.reason) == (True, 2, "still down")
-        assert records.open_gate(ledger, "erp")
-        assert queries.closed_gates(ledger) == {}
+
+    def test_a_success_opens_it_but_not_before_the_time_the_remote_asked_for(self, ledger):
+        records.close_gate(ledger, "erp", 3600, "too many requests")
+        assert not records.open_gate(ledger, "erp")
+        assert queries.closed_gates(ledger)["erp"].closed
+        records.close_gate(ledger, "shop", 0, "down")
+        assert records.open_gate(ledger, "shop")
+        assert list(queries.closed_gates(ledger)) == ["erp"]
 
     def test_calls_are_spaced_for_all_workers_together(self, ledger):
         waits = [records.take_call(ledger, "erp", 1.0, 2.5) for _ in range(4)]
