@@ -1,0 +1,1 @@
+"""What happens to an order, one step at a time."""

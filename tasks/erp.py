@@ -1,0 +1,167 @@
+"""The steps that talk to the ERP, for every system, and the feed that brings its answers."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from erp.port import Erp, ErpEvent, ErpOrder, Stage
+from ledger import queries, records
+from ledger.connection import Ledger
+from ledger.records import Signal
+from orders.errors import Refused
+from orders.model import parse_external_reference
+from orders.outcomes import Done, Outcome, Planned, skipped
+from orders.states import State
+from tasks.base import Job, Preview, System, already, call, preview, step
+
+CURSOR = "erp.events"
+PAGE = 500
+
+log = structlog.get_logger(__name__)
+
+
+@step("erp.order")
+def put_confirmed(job: Job, erp: Erp) -> Outcome:
+    """One remote order is one order in the ERP, under our reference."""
+    return _put(job, erp, Stage.CONFIRMED)
+
+
+@step("erp.draft")
+def put_draft(job: Job, erp: Erp) -> Outcome:
+    """The order as a draft: it has a number and can still be cancelled without a trace."""
+    return _put(job, erp, Stage.DRAFT)
+
+
+def _put(job: Job, erp: Erp, stage: Stage) -> Outcome:
+    known = erp.find(job.erp_reference) if job.look else None
+    if known is not None and known.duplicates:
+        raise Refused(f"the ERP holds this order {len(known.duplicates) + 1} times: {', '.join(known.duplicates)}")
+    put = erp.put(job.erp_reference, job.order, stage=stage)
+    return _learnt(put)
+
+
+def _learnt(put: ErpOrder) -> Outcome:
+    if put.stage is Stage.REFUSED:
+        raise Refused(f"the ERP refuses the order: {put.refusal}")
+    if put.number is None:
+        return Done(detail=f"in the ERP as {put.stage}")
+    facts = {"erp_number": put.number, "erp_lines": put.lines}
+    return Done(detail=f"in the ERP as {put.number}", facts=facts, signals=("numbered",))
+
+
+@step("erp.cancel")
+def cancel(job: Job, erp: Erp) -> Outcome:
+    """Take back what the ERP may have of the order."""
+    cancelled = erp.cancel(job.erp_reference)
+    if cancelled is None:
+        return skipped("the ERP never had the order")
+    if cancelled.stage is not Stage.CANCELLED:
+        raise Refused(f"the ERP did not cancel the order: it stands at {cancelled.stage}")
+    return Done(detail="cancelled in the ERP")
+
+
+@preview("erp.order")
+def foresee_order(job: Job, erp: Erp) -> Preview:
+    return _foresee_put(job, erp, Stage.CONFIRMED)
+
+
+@preview("erp.draft")
+def foresee_draft(job: Job, erp: Erp) -> Preview:
+    return _foresee_put(job, erp, Stage.DRAFT)
+
+
+def _foresee_put(job: Job, erp: Erp, stage: Stage) -> Preview:
+    known = erp.find(job.erp_reference)
+    if known is None:
+        return call(f"puts the order into the ERP as {stage}")
+    if known.duplicates:
+        return call(f"would stop again: the ERP holds this order {len(known.duplicates) + 1} times")
+    if known.stage is Stage.REFUSED:
+        return call(f"hands the order to the ERP once more; last time: {known.refusal}")
+    if known.stage is Stage.DRAFT and stage is not Stage.DRAFT:
+        return call(f"confirms the ERP's draft {known.number or ''}".rstrip())
+    return already(f"the ERP has it as {known.number or known.stage}")
+
+
+@preview("erp.cancel")
+def foresee_cancel(job: Job, erp: Erp) -> Preview:
+    known = erp.find(job.erp_reference)
+    if known is None:
+        return already("the ERP never had the order")
+    if known.stage is Stage.CANCELLED:
+        return already("is cancelled in the ERP already")
+    return call(f"cancels the order in the ERP, where it stands at {known.stage}")
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """What one read of the ERP's feed did: events read, and orders that are ready now, by system."""
+
+    read: int
+    ready: dict[str, list[int]]
+
+
+def read_events(ledger: Ledger, erp: Erp, systems: dict[str, System]) -> Fed:
+    """Turn the ERP's next events into signals. The cursor moves with them in one commit: none is lost, and a
+    repeated one is a double of the same signal."""
+    found, cursor = erp.events(queries.cursor(ledger, CURSOR), PAGE)
+    arrived: list[Signal] = []
+    owners: dict[int, str] = {}
+    known = _orders_of(ledger, found)
+    for event in found:
+        order = known.get(event.reference)
+        if order is None or event.error is not None:
+            _keep_odd(ledger, event)
+            continue
+        order_id, system = order
+        arrived.append(signal_of(order_id, event.kind, event.data, f"erp:{event.id}"))
+        owners[order_id] = system
+    for one in arrived:
+        stop(ledger, systems.get(owners[one.order_id]), one)
+    woken = records.signal(ledger, arrived, (CURSOR, cursor))
+    ready: dict[str, list[int]] = {}
+    for order_id in woken:
+        ready.setdefault(owners[order_id], []).append(order_id)
+    return Fed(len(found), ready)
+
+
+def _orders_of(ledger: Ledger, found: list[ErpEvent]) -> dict[str, tuple[int, str]]:
+    wanted: dict[tuple[str, str], list[str]] = {}
+    for event in found:
+        parts = parse_external_reference(event.reference)
+        if parts is not None:
+            wanted.setdefault(parts[:2], []).append(parts[2])
+    return {
+        f"{system}:{account}:{external_id}": (order_id, system)
+        for (system, account), ids in wanted.items()
+        for external_id, order_id in queries.order_ids(ledger, system, account, ids).items()
+    }
+
+
+def signal_of(order_id: int, kind: str, data: dict[str, Any], source: str) -> Signal:
+    """A fact of the ERP's, with what is learnt of the order by it."""
+    if kind != "numbered":
+        return Signal(order_id, kind, source, data)
+    facts = {"erp_number": str(data["order_number"]), "erp_lines": data.get("lines", {})}
+    return Signal(order_id, kind, source, data, facts)
+
+
+def _keep_odd(ledger: Ledger, event: ErpEvent) -> None:
+    problem = event.error or f"no order is known by {event.reference}"
+    kept = records.keep_odd_event(
+        ledger, "erp", "default", f"erp:{event.id}", event.kind[:64], json.dumps(event.data), problem
+    )
+    if kept:
+        log.warning("an ERP event that fits no order", action="odd_event", event=event.id, problem=problem)
+
+
+def stop(ledger: Ledger, system: System | None, told: Signal) -> None:
+    """Stop the order if the ERP refuses or cancels it; to be called before the signal is written."""
+    if told.name == "refused":
+        reason = str(told.data.get("reason") or "no reason given")
+        records.stop_for_a_person(ledger, told.order_id, told.source, f"the ERP refuses the order: {reason}")
+    elif told.name == "cancelled":
+        rest: tuple[Planned, ...] = system.tell_cancelled if system is not None else ()
+        records.interrupt(ledger, told.order_id, "cancelled in the ERP", rest, State.CANCELLED)
