@@ -161,7 +161,17 @@ class OAuthClientCredentials(RenewedToken):
         self._call = Call("POST", token_url.partition("?")[0])
 
     def fetch(self) -> tuple[Mapping[str, str], float]:
-        """See `RenewedToken`."""
+        """See `RenewedToken`. Asking twice does no harm: a fault that passes at once is nobody's business."""
+        try:
+            return self._fetch()
+        except Misconfigured:
+            raise
+        except Unavailable as failure:
+            if failure.status is not None and failure.status < 500:
+                raise
+            return self._fetch()
+
+    def _fetch(self) -> tuple[Mapping[str, str], float]:
         try:
             answer = requests.post(
                 self._url, data=self._form, headers=_HEADERS, timeout=self.timeout, allow_redirects=False

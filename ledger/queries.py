@@ -30,12 +30,13 @@ from orders.states import FINISHED, IN_FLIGHT, NEEDS_A_PERSON, State
 Rows = list[dict[str, Any]]
 
 
-def in_flight(ledger: Ledger, system: str) -> int:
-    """How many orders of a system are in the broker or in a worker: at most the window."""
+def in_flight(ledger: Ledger, system: str, lane: str | None = None) -> int:
+    """How many orders of a system (or of one lane of it) are in the broker or in a worker: at most the window."""
+    wanted = select(func.count()).where(orders.c.system == system, in_state(IN_FLIGHT))
+    if lane is not None:
+        wanted = wanted.where(orders.c.lane == lane)
     with ledger.reading() as connection:
-        return connection.execute(
-            select(func.count()).where(orders.c.system == system, in_state(IN_FLIGHT))
-        ).scalar_one()
+        return connection.execute(wanted).scalar_one()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,29 +98,35 @@ def interrupted(ledger: Ledger) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A remote in trouble: closed until then (None: one order at a time is let through), since when, and why."""
+    """A remote in trouble: whether it is closed (else one order at a time is let through), since when, and why.
+
+    `seconds`: how long it stays closed from the moment of the reading."""
 
     lane: str
     closed: bool
     closures: int
     since: datetime | None
     reason: str | None
+    seconds: float = 0.0
 
 
 def closed_gates(ledger: Ledger) -> dict[str, Gate]:
     """All remotes in trouble, by lane."""
     wanted = select(
         gates.c.lane,
-        (gates.c.closed_until > now()).label("closed"),
+        gates.c.closed_until,
+        now().label("now"),
         gates.c.closures,
         gates.c.since,
         gates.c.reason,
     ).where(gates.c.closures > 0)
     with ledger.reading() as connection:
-        return {
-            row.lane: Gate(row.lane, bool(row.closed), row.closures, row.since, row.reason)
-            for row in connection.execute(wanted)
-        }
+        return {row.lane: _gate(row) for row in connection.execute(wanted)}
+
+
+def _gate(row: Row[*tuple[Any, ...]]) -> Gate:
+    seconds = (row.closed_until - row.now).total_seconds() if row.closed_until is not None else 0.0
+    return Gate(row.lane, seconds > 0, row.closures, row.since, row.reason, max(seconds, 0.0))
 
 
 def position_of(ledger: Ledger, order_id: int) -> tuple[int, str | None, str] | None:

@@ -56,9 +56,12 @@ class Dispatcher:
         finally:
             self._filling.release()
 
+    def _lanes_of(self, system: str) -> list[str]:
+        return [lane for of, lane in self._lanes if of == system]
+
     def _fill_system(self, system: str) -> int:
         room = self.window - queries.in_flight(self._ledger, system)
-        lanes = [lane for of, lane in self._lanes if of == system]
+        lanes = self._lanes_of(system)
         self._turn += 1
         lanes = lanes[self._turn % len(lanes) :] + lanes[: self._turn % len(lanes)]
         sent, hungry = 0, []
@@ -74,6 +77,8 @@ class Dispatcher:
 
     def _fill_lane(self, system: str, lane: str, most: int) -> int:
         most = min(most, self._gates.room(lane, self.window))
+        if most > 0 and self._gates.half_open(lane):
+            most -= queries.in_flight(self._ledger, system, lane)
         return self._send_all(system, records.take_ready(self._ledger, system, lane, most)) if most > 0 else 0
 
     def send_suspect(self) -> int:
@@ -84,9 +89,10 @@ class Dispatcher:
         return 0
 
     def send_now(self, system: str, order_ids: Sequence[int]) -> int:
-        """Send these orders at once as far as there is room; the rest goes when its turn comes."""
+        """Send these orders at once as far as there is room; the rest goes when its turn comes, and so do all of them
+        while a remote of the system is in trouble."""
         room = self.window - queries.in_flight(self._ledger, system)
-        if room <= 0 or not order_ids:
+        if room <= 0 or not order_ids or any(map(self._gates.in_trouble, self._lanes_of(system))):
             return 0
         return self._send_all(system, records.take_ready_orders(self._ledger, order_ids[:room]))
 

@@ -154,7 +154,7 @@ def _keep_odd(ledger: Ledger, event: ErpEvent) -> None:
         ledger, "erp", "default", f"erp:{event.id}", event.kind[:64], json.dumps(event.data), problem
     )
     if kept:
-        log.warning("an ERP event that fits no order", action="odd_event", event=event.id, problem=problem)
+        log.warning("an ERP event that fits no order", action="odd_event", erp_event=event.id, problem=problem)
 
 
 def stop(ledger: Ledger, system: System | None, told: Signal) -> None:

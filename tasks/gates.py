@@ -39,21 +39,39 @@ class Gates:
     def closed(self, lane: str) -> str | None:
         """Why nothing may go to this lane now; None when it may."""
         gate = self._known.get(lane)
-        return gate.reason or "closed" if gate is not None and gate.closed else None
+        return gate.reason or "closed" if gate is not None and self._shut(gate) else None
+
+    def _shut(self, gate: queries.Gate) -> bool:
+        """Whether its time is not over yet, by the monotonic clock since it was read: no earlier than in the ledger."""
+        return time.monotonic() < self._read_at + gate.seconds
+
+    @property
+    def troubled(self) -> bool:
+        """Whether any lane is closed or half open."""
+        return bool(self._known)
+
+    def in_trouble(self, lane: str) -> bool:
+        """Whether this lane is closed or half open."""
+        return lane in self._known
+
+    def half_open(self, lane: str) -> bool:
+        """Whether one order at a time is to find out if the remote answers again."""
+        gate = self._known.get(lane)
+        return gate is not None and not self._shut(gate)
 
     def room(self, lane: str, window: int) -> int:
         """How many orders may be sent to this lane at once: none while it is closed, then one to try it."""
         gate = self._known.get(lane)
         if gate is None:
             return self.bulkhead.room(lane, window)
-        return 0 if gate.closed else 1
+        return 0 if self._shut(gate) else 1
 
     def answered(self, lane: str) -> None:
         """The remote did its work: its faults are forgotten, and its gate opens."""
         if self._faults[lane]:
             self._faults[lane] = 0
         gate = self._known.get(lane)
-        if gate is not None and not gate.closed and records.open_gate(self._ledger, lane):
+        if gate is not None and not self._shut(gate) and records.open_gate(self._ledger, lane):
             self._known = {name: gate for name, gate in self._known.items() if name != lane}
             log.info("the remote answers again", action="gate_opened", lane=lane)
 

@@ -36,7 +36,7 @@ HOW_TO_GET = {
     "PostgreSQL": "start one on 127.0.0.1:5432 that lets your user (or postgres) create databases,"
     " or set TEST_POSTGRESQL_URL",
     "MySQL": "start MariaDB or MySQL on 127.0.0.1:3306 with root and no password, or set TEST_MYSQL_URL",
-    "RabbitMQ": "start one on 127.0.0.1:5672 with guest/guest, or set TEST_RABBITMQ_URL",
+    "RabbitMQ": "start one on 127.0.0.1:5672 with guest/guest (and rabbitmqctl on the path), or set TEST_RABBITMQ_URL",
 }
 _PROBE_SECONDS = 2
 _START_SECONDS = 10
@@ -169,6 +169,25 @@ def find_rabbitmq() -> str | None:
         except connection.connection_errors:
             return None
     return url
+
+
+@contextmanager
+def fresh_rabbitmq_vhost(url: str) -> Iterator[str]:
+    """The URL of a new virtual host, removed at the end. Takes `rabbitmqctl`, and the right to use it."""
+    if shutil.which("rabbitmqctl") is None:
+        leave_out("RabbitMQ")
+    name = _unique_name()
+    base, user = url.rstrip("/"), url.partition("://")[2].partition(":")[0]
+    _rabbitmqctl("add_vhost", name)
+    try:
+        _rabbitmqctl("set_permissions", "--vhost", name, user, ".*", ".*", ".*")
+        yield f"{base}/{name}"
+    finally:
+        _rabbitmqctl("delete_vhost", name)
+
+
+def _rabbitmqctl(*words: str) -> None:
+    subprocess.run(["rabbitmqctl", "--quiet", *words], check=True, capture_output=True)
 
 
 # --- Redis or Valkey ----------------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ class GaveUp(Exception):
 
 
 class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
-    """kombu makes a new client, with all its tables of callbacks, for each message, acknowledgement and send: a
-    twentieth of the CPU time of an order. They hold nothing but the pool of connections, so one does for all."""
+    """kombu makes a new client for each message, acknowledgement and send, and with it all its tables of callbacks:
+    0.05 ms of CPU time each. A client holds nothing but the pool of connections, so one does for all."""
 
     _kept: Any = None
 

@@ -50,4 +50,3 @@ def run_alone(settings: Settings, worker: str, order_id: int, fence: int) -> Non
             Runner(fleet, pulse, gates).run(claim, lambda position, step: State.READY)
     finally:
         pulse.stop()
-

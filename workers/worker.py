@@ -27,6 +27,9 @@ from workers.settings import Settings
 WINDOW_PER_THREAD = 4
 """Orders in flight per step thread: enough that no thread waits, few enough that the broker stays small."""
 
+TROUBLED_EVERY = 0.1
+"""Seconds between looks for what may go while a remote is in trouble: it is tried, and then goes on, without delay."""
+
 EVENTS_EVERY = 0.25
 EVENTS_BUFFERED = 400
 
@@ -41,8 +44,9 @@ def worker_name() -> str:
 class Housekeeping:
     """The worker's own thread: refills the window when it runs low, and sweeps every second."""
 
-    def __init__(self, dispatcher: Dispatcher, sweep: Sweep, threads: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, sweep: Sweep, gates: Gates, threads: int) -> None:
         self._dispatcher = dispatcher
+        self._gates = gates
         self._sweep = sweep
         self._batch = threads
         self._finished = 0
@@ -67,7 +71,8 @@ class Housekeeping:
     def _run(self) -> None:
         swept = float("-inf")
         while not self._stop.is_set():
-            self._wanted.wait(max(0.0, swept + EVERY - time.monotonic()))
+            pause = TROUBLED_EVERY if self._gates.troubled else EVERY
+            self._wanted.wait(max(0.0, min(swept + EVERY - time.monotonic(), pause)))
             self._wanted.clear()
             self._finished = 0
             try:
@@ -128,7 +133,7 @@ class WorkerRuntime(Runtime):
         )
         self.ticks = Ticks(fleet, self.dispatcher, gates, name)
         sweep = Sweep(fleet.ledger, self.dispatcher, self.runner, lambda system: queue_depth(app, system), name)
-        self._housekeeping = Housekeeping(self.dispatcher, sweep, threads)
+        self._housekeeping = Housekeeping(self.dispatcher, sweep, gates, threads)
         self.on_finished = self._housekeeping.finished
 
     def start(self) -> None:

@@ -1,0 +1,236 @@
+"""The steps that talk to the ERP, and the feed, on the staging tables."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import insert
+
+from databases.clock import now
+from erp.port import ErpOrder, Stage
+from erp.sql_tables import erp_event
+from ledger import queries, records
+from ledger.connection import Ledger
+from orders.model import Order
+from orders.outcomes import Done, Planned
+from orders.states import State
+from tasks import erp as erp_steps
+from tasks.base import Job
+from tests.unit.tasks.conftest import Worker, reference
+
+DOCUMENT = Order(reference="R-1", currency="EUR", lines=()).to_json()
+NUMBERED = {"order_number": "SO-1", "lines": {}}
+
+
+def write(ledger: Ledger, name: str, kind: str, **data: Any) -> None:
+    """The ERP tells something; nobody reads it yet."""
+    values = {"external_reference": name, "kind": kind, "data": json.dumps(data), "created_at": now()}
+    with ledger.transaction() as connection:
+        connection.execute(insert(erp_event).values(values))
+
+
+def problems(ledger: Ledger) -> list[str]:
+    return [str(row["problem"]) for row in queries.odd_events(ledger)]
+
+
+class TestOrder:
+    def test_numbers_that_come_at_once_need_no_feed(self, driver_with, sqlite_url):
+        driver = driver_with(ERP_URL=f"{sqlite_url}?numbering=ours")
+        number = driver.take_in()
+        driver.go(erp=False)
+        assert driver.order(number)["awaits"] == "shipped"
+        assert driver.shop.order(number)["erp_order_number"] == driver.in_erp(number)[0]["order_number"]
+        assert [line["erp_line_number"] for line in driver.shop.order(number)["order_lines"]] == [10, 20]
+        assert len(queries.signals_of(driver.ledger, driver.order(number)["id"], "numbered")) == 1
+
+    def test_a_number_that_comes_before_the_record_is_not_missed(self, driver):
+        number = driver.take_in()
+        driver.go(hold=["erp.order"], erp=False)
+        driver.dies_at(number)
+        driver.erp.step()
+        driver.feed()
+        driver.worker.sweep.run()
+        driver.go(erp=False)
+        assert driver.order(number)["awaits"] == "shipped"
+
+    def test_another_document_for_a_confirmed_order_needs_a_person(self, driver):
+        number = driver.take_in()
+        driver.go()
+        lines = driver.shop.order(number)["order_lines"]
+        driver.shop.edit(number, order_lines=[{"id": line["id"], "quantity": 9.0} for line in lines])
+        driver.replay(number, position=0)
+        driver.go()
+        assert driver.state(number) == "parked"
+        assert "another lines" in driver.order(number)["error"]
+        assert [float(line["quantity"]) for line in driver.erp_lines(number)] == [2.0, 3.0]
+
+    def test_a_replay_finds_the_order_there(self, driver):
+        number = driver.shipped()
+        before = driver.in_erp(number), driver.shop.order(number)
+        driver.replay(number, position=0)
+        driver.go(ships=True)
+        assert driver.state(number) == "done"
+        assert (driver.in_erp(number), driver.shop.order(number)) == before
+
+    def test_doubles_in_the_erp_are_named(self, acme):
+        class Doubling:
+            """An ERP without a constraint, somebody's second entry in it."""
+
+            def find(self, name: str) -> ErpOrder:
+                return ErpOrder(name, Stage.CONFIRMED, "SO-1", duplicates=("SO-2", "SO-3"))
+
+        (order,) = acme.take_in(1, plan=(Planned("erp.order"),))
+        records.let_go(acme.ledger, order, acme.claim(order).fence)
+        Worker(replace(acme.fleet, erp=Doubling())).work()
+        assert acme.state(1) == "parked"
+        assert acme.order(1)["error"] == "the ERP holds this order 3 times: SO-2, SO-3"
+
+    def test_what_nobody_has_read_is_our_own_fault(self, acme):
+        acme.take_in(1, plan=(Planned("erp.order"),))
+        acme.worker().work()
+        assert acme.state(1) == "retrying"
+        assert "has not been fetched" in acme.order(1)["error"]
+
+
+class TestDraft:
+    def test_a_draft_becomes_the_order(self, acme):
+        acme.step("acme.fetch", lambda job, partner: Done(document=DOCUMENT))
+        acme.take_in(1, plan=(Planned("acme.fetch"), Planned("erp.draft"), Planned("erp.order", awaits="accepted")))
+        worker = acme.worker()
+        worker.work()
+        found = acme.fleet.erp.find("acme:north:1")
+        assert found is not None
+        assert found.stage is Stage.DRAFT
+        records.signal(acme.ledger, [records.Signal(acme.order(1)["id"], "accepted", "test")])
+        worker.work()
+        found = acme.fleet.erp.find("acme:north:1")
+        assert found is not None
+        assert found.stage is Stage.PENDING
+        assert acme.state(1) == "done"
+
+
+class TestCancel:
+    def test_what_the_erp_never_had_is_skipped(self, acme):
+        acme.take_in(1, plan=(Planned("erp.cancel"),))
+        acme.worker().work()
+        assert acme.attempts(1) == [("erp.cancel", "skipped")]
+
+    def test_a_completed_order_is_not_taken_back(self, driver):
+        number = driver.take_in()
+        driver.go()
+        driver.tell(number, "completed")
+        driver.shop.edit(number, state="cancel")
+        driver.poll()
+        driver.go()
+        assert driver.state(number) == "parked"
+        assert driver.order(number)["error"] == "the ERP did not cancel the order: it stands at closed"
+
+
+class TestFeed:
+    def test_a_page_that_is_full_is_not_the_last(self, driver, monkeypatch):
+        monkeypatch.setattr(erp_steps, "PAGE", 2)
+        monkeypatch.setattr("tasks.ticks.PAGE", 2)
+        numbers = [driver.add() for _ in range(5)]
+        driver.poll()
+        driver.go(erp=False)
+        driver.erp.step()
+        driver.feed()
+        driver.worker.work()
+        assert {driver.order(number)["awaits"] for number in numbers} == {"shipped"}
+
+    def test_an_event_read_twice_is_one_signal(self, driver_on_both):
+        driver = driver_on_both
+        number = driver.take_in()
+        driver.go()
+        key = driver.erp_lines(number)[0]["line_key"]
+        driver.tell(number, "shipped", lines={key: "2"})
+        before = driver.order(number)
+        with driver.ledger.transaction() as connection:
+            connection.exec_driver_sql("DELETE FROM cursors WHERE name = 'erp.events'")
+        driver.feed()
+        order = before["id"]
+        assert [len(queries.signals_of(driver.ledger, order, name)) for name in ("numbered", "shipped")] == [1, 1]
+        driver.go()
+        assert driver.state(number) == "waiting"
+
+    def test_the_cursor_moves_only_with_what_was_read(self, driver):
+        number = driver.take_in()
+        driver.go(erp=False)
+        driver.erp.step()
+        with driver.ledger.transaction() as connection:
+            connection.exec_driver_sql(
+                "CREATE TRIGGER full_disk BEFORE INSERT ON signals BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+            )
+        before = queries.cursor(driver.ledger, "erp.events")
+        with pytest.raises(Exception, match="disk full"):
+            erp_steps.read_events(driver.ledger, driver.fleet.erp, dict(driver.fleet.systems))
+        assert queries.cursor(driver.ledger, "erp.events") == before
+        with driver.ledger.transaction() as connection:
+            connection.exec_driver_sql("DROP TRIGGER full_disk")
+        driver.go()
+        assert driver.order(number)["awaits"] == "shipped"
+
+    @pytest.mark.parametrize(
+        ("name", "problem"),
+        [
+            ("cloudsuite:default:999", "no order is known by cloudsuite:default:999"),
+            ("other:default:1", "no order is known by other:default:1"),
+            ("SO-1", "external_reference is not system:account:external-id"),
+            ("", "external_reference is not system:account:external-id"),
+        ],
+    )
+    def test_an_event_of_nobodys_order_is_kept_and_shown_once(self, driver, name, problem):
+        write(driver.ledger, name, "shipped")
+        driver.feed()
+        with driver.ledger.transaction() as connection:
+            connection.exec_driver_sql("DELETE FROM cursors WHERE name = 'erp.events'")
+        driver.feed()
+        assert problems(driver.ledger) == [problem]
+
+    def test_an_unreadable_event_is_kept_and_the_next_is_read(self, driver):
+        number = driver.take_in()
+        driver.go(erp=False)
+        write(driver.ledger, reference(number), "numbered", lines="none")
+        write(driver.ledger, reference(number), "shipped")
+        driver.feed()
+        assert len(problems(driver.ledger)) == 1
+        order = driver.order(number)["id"]
+        assert len(queries.signals_of(driver.ledger, order, "shipped")) == 1
+        assert not queries.signals_of(driver.ledger, order, "numbered")
+
+    def test_a_refusal_while_a_worker_is_at_it_parks_the_order_afterwards(self, driver):
+        number = driver.take_in()
+        driver.go(hold=["cloudsuite.state"], erp=False)
+        row = driver.order(number)
+        claim = records.claim(driver.ledger, row["id"], row["position"], row["step"], "w1")
+        assert claim is not None
+        driver.tell(number, "refused", reason="no credit")
+        assert driver.state(number) == "running"
+        driver.worker.runner.run(claim, lambda position, step: State.RUNNING)
+        assert (driver.state(number), driver.order(number)["step"]) == ("parked", "erp.order")
+        assert driver.order(number)["error"] == "the ERP refuses the order: no credit"
+
+    def test_a_cancellation_of_a_system_that_is_switched_off_ends_the_order_all_the_same(self, acme):
+        (order,) = acme.take_in(1, plan=(Planned("acme.fetch", awaits="never"),))
+        write(acme.ledger, "acme:north:1", "cancelled")
+        erp_steps.read_events(acme.ledger, acme.fleet.erp, {})
+        assert acme.state(1) == "cancelled"
+        assert queries.signals_of(acme.ledger, order, "cancelled")
+
+    def test_what_became_ready_goes_at_once(self, driver):
+        number = driver.take_in()
+        driver.go(erp=False)
+        driver.erp.step()
+        driver.feed()
+        assert driver.state(number) == "queued"
+        assert [run.order_id for run in driver.worker.queue] == [driver.order(number)["id"]]
+
+
+def test_a_job_reads_the_order_once(acme):
+    acme.step("acme.fetch", lambda job, partner: Done(document=DOCUMENT))
+    (order,) = acme.take_in(1, plan=(Planned("acme.fetch"), Planned("acme.next")))
+    acme.worker().work(hold=["acme.next"])
+    job = Job(acme.ledger, acme.claim(order))
+    assert job.order.reference == "R-1"
+    assert job.order is job.order
