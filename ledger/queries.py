@@ -174,6 +174,13 @@ def has_tried(ledger: Ledger, order_id: int, step: str) -> bool:
         return connection.execute(wanted).one_or_none() is not None
 
 
+def count_live_workers(ledger: Ledger) -> int:
+    """How many workers gave a sign of life within their lease."""
+    with ledger.reading() as connection:
+        wanted = select(func.count()).select_from(workers).where(workers.c.seen_at > later(literal(-WORKER_LEASE)))
+        return connection.execute(wanted).scalar_one()
+
+
 def cursor(ledger: Ledger, name: str) -> str | None:
     """How far a feed or poll has been read."""
     with ledger.reading() as connection:

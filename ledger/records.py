@@ -70,7 +70,10 @@ _FINAL = [state.value for state in FINISHED]
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One accepted webhook delivery or poll row: what is kept of it, and the plan should its order be new."""
+    """One accepted webhook delivery or poll row: what is kept of it, and the plan should its order be new.
+
+    `due`: the remote says that the order is still to be done. One that was ignored here is then taken up after all,
+    and one that ended otherwise is shown to a person: somebody has set it back."""
 
     account: str
     external_id: str
@@ -79,6 +82,7 @@ class Arrival:
     body: str
     plan: tuple[Planned, ...]
     reference: str | None = None
+    due: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,10 @@ def _insert_events(connection: Connection, ledger: Ledger, system: str, arrivals
 def _insert_orders(
     connection: Connection, ledger: Ledger, system: str, arrivals: Iterable[Arrival]
 ) -> dict[tuple[str, str], int]:
-    first = {(a.account, a.external_id): a for a in reversed(list(arrivals)) if a.plan}
+    first: dict[tuple[str, str], Arrival] = {}
+    for arrival in arrivals:
+        if arrival.plan:
+            first.setdefault((arrival.account, arrival.external_id), arrival)
     if not first:
         return {}
     statement = (
@@ -177,7 +184,7 @@ def _plan_rows(order_id: int, start: int, plan: Iterable[Planned]) -> list[dict[
             "position": start + offset,
             "name": planned.name,
             "awaits": planned.awaits,
-            "recheck": None if planned.recheck is None else round(planned.recheck),
+            "recheck": None if planned.recheck is None else max(1, round(planned.recheck)),
             "data": json.dumps(planned.data),
         }
         for offset, planned in enumerate(plan)
@@ -203,17 +210,38 @@ def _mark_conflicts(connection: Connection, system: str, known: Sequence[Arrival
 
 def _look_again(connection: Connection, system: str, known: Sequence[Arrival]) -> None:
     for arrival in known:
-        connection.execute(
-            update(orders)
+        row = connection.execute(
+            select(orders)
             .where(
                 orders.c.system == system,
                 orders.c.account == arrival.account,
                 orders.c.external_id == arrival.external_id,
-                orders.c.state.in_([State.WAITING, State.PARKED]),
-                orders.c.wake_at.is_not(None),
             )
-            .values(wake_at=now())
+            .with_for_update()
+        ).one_or_none()
+        if row is None:
+            continue
+        if row.state in (State.WAITING, State.PARKED) and row.wake_at is not None:
+            connection.execute(update(orders).where(orders.c.id == row.id).values(wake_at=now()))
+        elif arrival.due and row.state == State.IGNORED:
+            _replan(connection, row, 0, arrival.plan, State.DONE)
+            connection.execute(_NOTE, _told(row, "reopened", f"{arrival.kind}: it is to be done after all"))
+        elif arrival.due and row.state in _FINAL:
+            _show_set_back(connection, system, arrival, row)
+
+
+def _show_set_back(connection: Connection, system: str, arrival: Arrival, row: AnyRow) -> None:
+    problem = f"{arrival.kind} came for order {row.id}, which is {row.state} here: replay it if it is to be done again"
+    connection.execute(
+        update(events)
+        .where(
+            events.c.system == system,
+            events.c.account == arrival.account,
+            events.c.dedupe_key == arrival.dedupe_key,
+            events.c.problem.is_(None),
         )
+        .values(problem=problem)
+    )
 
 
 # -- dispatch ---------------------------------------------------------------------------------------------------------
@@ -973,7 +1001,14 @@ def apply_interrupt(ledger: Ledger, order_id: int) -> str | None:
 
 
 def _go_to_rest(connection: Connection, row: AnyRow, reason: str, rest: Sequence[Planned], ending: State) -> str:
-    _write_rest(connection, row.id, row.position, rest)
+    """Replace what has not run of the plan by `rest`, and finish in `ending`."""
+    state = _replan(connection, row, row.position, rest, ending)
+    connection.execute(_NOTE, _told(row, ending.value, reason))
+    return state
+
+
+def _replan(connection: Connection, row: AnyRow, at: int, rest: Sequence[Planned], ending: State) -> str:
+    _write_rest(connection, row.id, at, rest)
     first = rest[0] if rest else None
     state = State.READY if first else ending
     connection.execute(
@@ -981,6 +1016,7 @@ def _go_to_rest(connection: Connection, row: AnyRow, reason: str, rest: Sequence
         .where(orders.c.id == row.id)
         .values(
             state=state,
+            position=at,
             step=first.name if first else None,
             lane=lane_of(row.system, row.account, first.name if first else None),
             awaits=first.awaits if first else None,
@@ -995,7 +1031,6 @@ def _go_to_rest(connection: Connection, row: AnyRow, reason: str, rest: Sequence
             updated_at=now(),
         )
     )
-    connection.execute(_NOTE, _told(row, ending.value, reason))
     return state.value
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -12,6 +12,7 @@ from ledger import queries, records
 from ledger.queries import Told
 from ledger.records import Arrival
 from orders.errors import Refused, TryLater
+from orders.model import Order
 from orders.outcomes import Again, Done, Ended, Outcome, Planned, skipped
 from orders.states import State
 from schemas import cloudsuite as schema
@@ -107,6 +108,7 @@ def _arrival(account: Account, row: dict[str, Any]) -> Arrival:
         body=json.dumps(row, default=str, sort_keys=True),
         plan=PLAN,
         reference=row.get("reference"),
+        due=row.get("state") == "confirmed",
     )
 
 
@@ -178,9 +180,21 @@ def _pay_gate(job: Job, account: Account, remote: RemoteOrder, document: dict[st
         facts={"held": held} if held else None,
         rest=rest,
         raw=_text(document),
-        document=schema.to_order(remote).to_json(),
+        document=_document(job, remote),
         reference=remote.reference,
     )
+
+
+def _document(job: Job, remote: RemoteOrder) -> dict[str, Any] | None:
+    """The canonical order; none if our own PUT gave its lines new ids and changed nothing else: the ERP knows them by
+    the first ones."""
+    order = schema.to_order(remote)
+    known = job.has_tried("cloudsuite.lines") and _but_for_keys(order) == _but_for_keys(job.order)
+    return None if known else order.to_json()
+
+
+def _but_for_keys(order: Order) -> Order:
+    return order.with_lines(tuple(replace(line, key=str(line.position)) for line in order.lines))
 
 
 def _why_not(remote: RemoteOrder) -> str:
@@ -305,13 +319,17 @@ def _send_delivery(job: Job, account: Account, remote: RemoteOrder, told: list[T
     one = told[-1]
     before = _shipped_quantities(job, told[:-1])
     quantities = {key: total - before.get(key, Decimal(0)) for key, total in _shipped_quantities(job, told).items()}
+    goods = {line.key for line in job.order.lines if line.product is not None}
+    quantities = {key: quantity for key, quantity in quantities.items() if quantity and key in goods}
+    if not quantities:
+        return  # freight alone: there is nothing to tell
     message = schema.desadv(
         number=f"{job.external_id}-{one.source.replace(':', '-')}",
         date=one.at.date(),
         order_number=job.facts["erp_number"],
         lines=job.order.lines,
         line_numbers=_line_numbers(job),
-        quantities={key: quantity for key, quantity in quantities.items() if quantity},
+        quantities=quantities,
         carrier=one.data.get("carrier") or "",
         tracking=one.data.get("tracking") or "",
         customer=remote.customer,

@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 
 class Dispatcher:
-    """Keeps up to `window` orders of each system in flight.
+    """Keeps up to `window` orders of each system in flight for every worker that is alive.
 
     `lanes`: every (system, lane) there is; `send` hands a run of steps to the broker."""
 
@@ -31,7 +31,7 @@ class Dispatcher:
         self._gates = gates
         self._lanes = tuple(lanes)
         self._send = send
-        self.window = window
+        self.window = self._each = window
         self._filling = threading.Lock()
         self._turn = 0
 
@@ -45,10 +45,14 @@ class Dispatcher:
         """Every system that is switched on."""
         return tuple(dict.fromkeys(system for system, _ in self._lanes))
 
+    def scale(self, workers: int) -> None:
+        """So many workers share the orders in flight."""
+        self.window = self._each * max(1, workers)
+
     def fill(self) -> int:
         """Send due orders of every system, up to the window. Returns how many were sent.
 
-        Concurrent calls in one process are one; across processes the window may be exceeded by a window each."""
+        Concurrent calls in one process are one; across processes the window may be exceeded by one each."""
         if not self._filling.acquire(blocking=False):
             return 0
         try:

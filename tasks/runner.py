@@ -156,10 +156,10 @@ class Runner:
         target = then(claim.position + 1, following.name) if following is not None else State.READY
         if following is not None and target is State.RUNNING:
             lane = lane_of(claim.system, claim.account, following.name)
-            target = State.READY if self.gates.closed(lane) else target
+            target = State.READY if self.gates.in_trouble(lane) else target
         recorded = self._insist(lambda: records.done(self._ledger, claim, outcome, target))
         if outcome.document is not None:
-            order = Order.from_json(outcome.document) if order is None else order
+            order = Order.from_json(outcome.document)
         return self._ending(claim, "skipped" if outcome.skipped else "done", outcome.detail, recorded, order)
 
     def _ended(self, claim: Claim, outcome: Ended) -> Ending:

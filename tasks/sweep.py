@@ -34,6 +34,7 @@ class Sweep:
     def run(self) -> None:
         """Give back what this worker lost; then, if it is this worker's turn, mend what stands still everywhere."""
         self._gates.refresh()
+        self._dispatcher.scale(queries.count_live_workers(self._ledger))
         self._give_back()
         if not records.take_tick(self._ledger, TICK, EVERY, self._worker):
             return

@@ -115,6 +115,12 @@ def _transport_options(broker_url: str) -> dict[str, Any]:
         "health_check_interval": 10,
         "retry_on_timeout": True,
         "max_connections": 100,
+        # How long a send insists while the broker is away. The ledger keeps what was to be sent; a worker's own
+        # connection comes back by itself, for ever.
+        "max_retries": 1,
+        "interval_start": 0.1,
+        "interval_step": 0.0,
+        "interval_max": 0.1,
     }
 
 

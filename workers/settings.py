@@ -1,5 +1,6 @@
 """The environment, read once. All problems are reported together, by name, with what to set."""
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -13,6 +14,8 @@ from erp.port import ADAPTERS
 
 BROKER_FILE = "broker.url"
 """In the home folder: where the broker that `orderfleet up` started listens, as long as it runs."""
+SANDBOX_FILE = "sandbox.json"
+"""In the home folder: the settings that point at the imitations, while `orderfleet up --sandbox` runs."""
 CLOUDSUITE_TOKEN_URL = "https://id.cloudsuite.io/realms/CloudSuite/protocol/openid-connect/token"
 
 
@@ -269,6 +272,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """The settings in `environment` (the process's own by default). Raises `WrongSettings` with all problems."""
     reader = Reader(os.environ if environment is None else environment)
     home = Path(reader.text("ORDERFLEET_HOME", ".orderfleet") or "").absolute()
+    reader = Reader(_in_sandbox(home, os.environ if environment is None else environment))
     ledger = reader.ledger("DATABASE_URL", f"sqlite:///{home / 'ledger.db'}")
     settings = Settings(
         home=home,
@@ -301,6 +305,22 @@ def _broker_url(reader: Reader) -> str | None:
     if raw is not None and raw.startswith("valkey://"):
         return "redis://" + raw.removeprefix("valkey://")
     return raw
+
+
+def names_a_place(name: str) -> bool:
+    """Whether a variable says where a real system, ledger, broker or ERP is, or how to get in."""
+    return name in ("DATABASE_URL", "BROKER_URL", "ERP_URL") or name.startswith(
+        tuple(f"{system.upper()}_" for system in SYSTEMS)
+    )
+
+
+def _in_sandbox(home: Path, environment: Mapping[str, str]) -> Mapping[str, str]:
+    """In the home of a running sandbox its own settings count, and nothing real is met by mistake."""
+    try:
+        own: dict[str, str] = json.loads((home / SANDBOX_FILE).read_text())
+    except FileNotFoundError:
+        return environment
+    return {name: value for name, value in environment.items() if not names_a_place(name)} | own
 
 
 def with_broker(settings: Settings) -> Settings:

@@ -5,6 +5,7 @@ system, ledger, broker or ERP reaches it."""
 
 import errno
 import fcntl
+import json
 import os
 import shlex
 import shutil
@@ -28,7 +29,7 @@ from orders.errors import StepError
 from workers.embedded import EmbeddedBroker, NotAnswering, free_port, new_broker
 from workers.live import Scene, View, Watch, open_view
 from workers.sandbox import IMITATIONS, fleet_settings
-from workers.settings import SYSTEMS, Bind, Settings, read_settings
+from workers.settings import SANDBOX_FILE, SYSTEMS, Bind, Settings, names_a_place, read_settings
 from workers.supervisor import Command, Supervisor, last_words, rotate
 
 MOST_WORKERS = 4
@@ -39,8 +40,6 @@ NEXT_PORTS = 50
 """How many ports after a taken one the sandbox tries."""
 TURN = 0.1
 
-_SHARED = ("DATABASE_URL", "BROKER_URL", "ERP_URL")
-"""Settings that are no system's, and must not reach the sandbox either."""
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LAST = ("sandbox", "broker")
 """Children that the others need to finish their work."""
@@ -98,9 +97,10 @@ def real_plan(settings: Settings | None, environment: Mapping[str, str]) -> Plan
 
 def sandbox_plan(home: Path, environment: Mapping[str, str]) -> Plan:
     """A fleet for the imitations, with a fresh ledger in `home`. Raises `CannotStart` without free ports."""
-    ignored = tuple(sorted(name for name, value in environment.items() if value.strip() and _is_real(name)))
-    kept = {name: value for name, value in environment.items() if not _is_real(name)}
+    ignored = tuple(sorted(name for name, value in environment.items() if value.strip() and names_a_place(name)))
+    kept = {name: value for name, value in environment.items() if not names_a_place(name)}
     ports = {system: free_port() for system in IMITATIONS}
+    (home / SANDBOX_FILE).unlink(missing_ok=True)  # of one that was killed
     settings = read_settings({**fleet_settings(ports), **kept, "ORDERFLEET_HOME": str(home)})
     webhooks = _next_free(settings.webhooks, "WEBHOOKS_BIND")
     flower = _next_free(settings.flower, "FLOWER_BIND", besides=webhooks)
@@ -116,10 +116,6 @@ def sandbox_plan(home: Path, environment: Mapping[str, str]) -> Plan:
         notes=tuple(notes),
         ignored=ignored,
     )
-
-
-def _is_real(name: str) -> bool:
-    return name in _SHARED or name.startswith(tuple(f"{system.upper()}_" for system in SYSTEMS))
 
 
 def _own(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
@@ -248,6 +244,7 @@ class Up:
         self._supervisor = Supervisor(self._view.say, keep_open=[lock])
         self._broker: EmbeddedBroker | None = None
         self._signals = 0
+        self._sandbox_file = plan.settings.home / SANDBOX_FILE
 
     def run(self) -> int:
         """Start, show, stop; the exit code. Raises `CannotStart`."""
@@ -274,6 +271,8 @@ class Up:
     def _start(self) -> None:
         for note in self._plan.notes:
             self._view.say(note)
+        if self._plan.imitations is not None:
+            self._sandbox_file.write_text(json.dumps(fleet_settings(self._plan.imitations)))
         if self._settings.broker_url is None:
             self._start_broker()
         self._prepare()
@@ -351,6 +350,8 @@ class Up:
         self._supervisor.close()
         if self._broker is not None:
             self._broker.remove_url()
+        if self._plan.imitations is not None:
+            self._sandbox_file.unlink(missing_ok=True)
         self._watch.stop()
         self._ledger.close()
 
@@ -379,10 +380,10 @@ def _scene(plan: Plan) -> Scene:
 def operator_command(plan: Plan, program: str, folder: Path) -> str:
     """How to call `orderfleet` for this home in another terminal in `folder`, where the same variables are set.
 
-    For a sandbox that includes emptying those that name real systems, lest a replay meets them."""
+    A sandbox's home knows its own settings: those of real systems, set or not, do not count there."""
     home = plan.settings.home
     shown = home.relative_to(folder) if home.is_relative_to(folder) else home
-    words = [f"{name}=" for name in plan.ignored if name in _SHARED or name.endswith("_URL")]
+    words = []
     if home != folder / ".orderfleet":
         words.append(f"ORDERFLEET_HOME={shlex.quote(str(shown))}")
     return " ".join([*words, _program(program, folder)])

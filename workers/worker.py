@@ -1,5 +1,6 @@
 """One worker process: Celery's worker on threads, with a pulse, a sweep, and room kept for the next orders."""
 
+import gc
 import os
 import socket
 import threading
@@ -167,6 +168,10 @@ def build_worker(settings: Settings, **fleet_options: Any) -> Celery:
 
 def run_worker(app: Celery, settings: Settings, *, log_level: str = "INFO") -> None:
     """Serve every queue until told to stop (SIGTERM: what runs is finished first)."""
+    # What is loaded by now stays: looking through it for garbage again and again took a twelfth of the CPU time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     app.worker_main(
         [
             "worker",

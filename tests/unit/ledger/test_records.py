@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import update
@@ -92,6 +93,37 @@ class TestIntake:
     def test_the_same_order_number_of_two_accounts_is_two_orders(self, ledger):
         other = records.Arrival("north", "1", "row:1", "row", "{}", PLAN)
         assert len(records.take_in(ledger, "acme", [arrival("1"), other]).new) == 2
+
+
+class TestSetBack:
+    """The remote says that an order is still to be done, which ended here."""
+
+    def again(self) -> records.Arrival:
+        return replace(arrival("1", key="row:1:later"), due=True)
+
+    def test_an_ignored_order_is_taken_up_after_all(self, ledger, order):
+        queue(ledger, order)
+        records.end(ledger, claim(ledger, order), "not ours", State.IGNORED, ())
+        records.take_in(ledger, "acme", [self.again()])
+        row = shown(ledger, order)
+        assert (row["state"], row["step"], row["position"]) == (State.READY, "acme.fetch", 0)
+        assert [step["name"] for step in queries.plan_of(ledger, order)] == [planned.name for planned in PLAN]
+        records.signal(ledger, [Signal(order, "numbered", "erp:1")])
+        advance(ledger, order, 4)
+        assert shown(ledger, order)["state"] == State.DONE
+
+    def test_a_cancelled_order_stays_cancelled_and_is_shown(self, ledger, order):
+        queue(ledger, order)
+        records.end(ledger, claim(ledger, order), "cancelled", State.CANCELLED, ())
+        records.take_in(ledger, "acme", [self.again()])
+        assert shown(ledger, order)["state"] == State.CANCELLED
+        assert "is cancelled here" in queries.odd_events(ledger)[0]["problem"]
+
+    def test_news_of_an_order_under_way_change_nothing(self, ledger, order):
+        before = shown(ledger, order)
+        records.take_in(ledger, "acme", [self.again()])
+        assert shown(ledger, order) == before
+        assert queries.odd_events(ledger) == []
 
 
 class TestDispatch:

@@ -685,6 +685,16 @@ def test_cancelled_while_waiting_for_the_erp(driver, waits_for):
     assert ("erp.cancel", "done") in driver.attempts(number)
 
 
+def test_cancelled_while_a_person_has_to_act(driver):
+    number = driver.take_in(order_lines=goods("UNKNOWN-PRODUCT"))
+    driver.go()
+    driver.shop.edit(number, state="cancel")
+    driver.poll()
+    driver.go()
+    assert driver.state(number) == "cancelled"
+    assert [row["stage"] for row in driver.in_erp(number)] == ["cancelled"]
+
+
 def test_cancelled_while_waiting_for_the_payment(driver):
     number = driver.take_in(payment_status="started")
     driver.go()

@@ -112,9 +112,13 @@ class TestFairness:
         assert min(went["north"], went["south"]) >= 10
 
     def test_what_one_lane_does_not_need_the_other_gets(self, acme):
+        acme.step("acme.one", lambda job, partner: Done())
         acme.take_in(*range(40), plan=ONE)
         worker = acme.worker(window=12)
-        assert worker.dispatcher.fill() == 12
+        for _ in range(3):  # whichever lane has the first turn
+            assert worker.dispatcher.fill() == 12
+            while worker.queue:
+                worker.run(worker.queue.popleft())
 
 
 class TestTrouble:

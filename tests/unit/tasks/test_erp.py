@@ -234,3 +234,16 @@ def test_a_job_reads_the_order_once(acme):
     job = Job(acme.ledger, acme.claim(order))
     assert job.order.reference == "R-1"
     assert job.order is job.order
+
+
+def test_line_ids_that_our_own_put_changed_are_no_other_order(driver):
+    """Contract 7: a PUT may give lines new ids. The ERP knows them by the first ones, and a replay finds them there."""
+    number = driver.shipped()
+    lines = driver.shop.order(number)["order_lines"]
+    driver.shop.edit(number, order_lines=[{**line, "id": 0} for line in lines])
+    renamed = driver.shop.order(number)["order_lines"]
+    assert {line["id"] for line in renamed}.isdisjoint(line["id"] for line in lines)
+    driver.replay(number, position=0)
+    driver.go(ships=True)
+    assert driver.state(number) == "done"
+    assert len(driver.in_erp(number)) == 1

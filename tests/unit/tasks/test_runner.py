@@ -229,6 +229,31 @@ class TestRemoteAsAWhole:
         assert len(calls) == 1
         assert [acme.order(name)["failures"] for name in range(4)] == [0, 0, 0, 0]
 
+    @pytest.mark.parametrize("half_open", [False, True])
+    def test_nobody_goes_on_into_a_lane_in_trouble(self, acme, half_open):
+        calls: list[int] = []
+
+        def into_trouble(job: Job, partner: Any) -> Done:
+            records.close_gate(acme.ledger, "acme:north", 60.0, "down")
+            if half_open:
+                acme.time_passes()
+            worker.gates.refresh()
+            return Done()
+
+        def two(job: Job, partner: Any) -> Done:
+            calls.append(job.claim.id)
+            return Done()
+
+        acme.step("erp.one", into_trouble)
+        acme.step("acme.two", two)
+        acme.take_in(1, plan=(Planned("erp.one"), Planned("acme.two")))
+        worker = acme.worker()
+        worker.dispatcher.fill()
+        (ending,) = worker.run(worker.queue.popleft())
+        assert (ending.state, ending.next, calls) == ("ready", None, [])
+        worker.work()
+        assert (acme.state(1), len(calls)) == (("done", 1) if half_open else ("ready", 0))
+
     def test_when_it_answers_again_everything_goes(self, acme):
         down = [True]
 

@@ -144,6 +144,15 @@ def test_each_queue_gets_its_own_messages_only(app, broker):
     assert found == {"acme": [{"order": 1, "position": 0}], "other": [{"order": 2, "position": 0}], "fleet": [{}]}
 
 
+@pytest.mark.parametrize("name", ["acme", "other", FLEET_QUEUE])
+def test_an_exchange_leads_to_its_own_queue_only(app, broker, name):
+    with app.connection_for_write() as connection:
+        for queue in app.amqp.queues.values():
+            queue(connection.default_channel).declare()
+    app.send_task("acme.poll", exchange=name, routing_key=name)
+    assert [queue for queue in ("acme", "other", FLEET_QUEUE) if broker.raw(queue)] == [name]
+
+
 def test_what_names_no_queue_goes_to_the_fleets(app, broker):
     app.send_task("acme.poll")
     assert len(broker.raw(FLEET_QUEUE)) == 1

@@ -1,8 +1,10 @@
 """All problems at once, by name; accounts fall back to their system; nothing wrong gets through."""
 
+import json
+
 import pytest
 
-from workers.settings import BROKER_FILE, WrongSettings, read_settings, with_broker
+from workers.settings import BROKER_FILE, SANDBOX_FILE, WrongSettings, read_settings, with_broker
 
 CLOUDSUITE = {"CLOUDSUITE_URL": "https://shop.example/", "CLOUDSUITE_TOKEN": "t"}
 
@@ -113,3 +115,27 @@ class TestTheBrokerThatUpStarted:
     def test_is_asked_for_when_there_is_none(self, tmp_path):
         with pytest.raises(WrongSettings, match="BROKER_URL: not set"):
             with_broker(read_settings({"ORDERFLEET_HOME": str(tmp_path)}))
+
+
+REAL = {
+    "CLOUDSUITE_URL": "https://api.cloudsuite.io",
+    "CLOUDSUITE_TOKEN": "real",
+    "DATABASE_URL": "postgresql://ledger/real",
+    "ERP_URL": "mysql://erp/real",
+    "WORKER_CONCURRENCY": "3",
+}
+
+
+class TestInTheHomeOfARunningSandbox:
+    def test_nothing_real_is_met(self, tmp_path):
+        own = {"CLOUDSUITE_URL": "http://127.0.0.1:7002", "CLOUDSUITE_TOKEN": "sandbox"}
+        (tmp_path / SANDBOX_FILE).write_text(json.dumps(own))
+        settings = read_settings({**REAL, "ORDERFLEET_HOME": str(tmp_path)})
+        assert settings.accounts[0].url == "http://127.0.0.1:7002"
+        assert settings.accounts[0].options["token"] == "sandbox"
+        assert settings.database_url == settings.erp_url == f"sqlite:///{tmp_path / 'ledger.db'}"
+        assert settings.concurrency == 3
+
+    def test_elsewhere_the_real_ones_count(self, tmp_path):
+        settings = read_settings({**REAL, "ORDERFLEET_HOME": str(tmp_path)})
+        assert settings.accounts[0].url == "https://api.cloudsuite.io"
