@@ -181,6 +181,25 @@ def count_live_workers(ledger: Ledger) -> int:
         return connection.execute(wanted).scalar_one()
 
 
+def unowned_events(ledger: Ledger, system: str, limit: int) -> Rows:
+    """The newest odd events of `system` that name an order: `id`, `dedupe_key`, `kind`, `external_id`, `body`."""
+    wanted = (
+        select(events.c.id, events.c.dedupe_key, events.c.kind, events.c.external_id, events.c.body)
+        .where(events.c.problem.is_not(None), events.c.system == system, events.c.external_id.is_not(None))
+        .order_by(events.c.id.desc())
+        .limit(limit)
+    )
+    with ledger.reading() as connection:
+        return [row._asdict() for row in connection.execute(wanted)]
+
+
+def cancelled_among(ledger: Ledger, order_ids: list[int]) -> set[int]:
+    """Those of these orders that are cancelled."""
+    wanted = select(orders.c.id).where(orders.c.id.in_(order_ids), orders.c.state == State.CANCELLED)
+    with ledger.reading() as connection:
+        return set(connection.execute(wanted).scalars())
+
+
 def cursor(ledger: Ledger, name: str) -> str | None:
     """How far a feed or poll has been read."""
     with ledger.reading() as connection:

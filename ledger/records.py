@@ -846,6 +846,8 @@ def end(
         key, values = _advance_values(held, Done(detail=reason), State.READY)
         row = connection.execute(_ADVANCE[key], values | {"outcome": ending.value}).one()
         connection.execute(_NOTE, values | {"outcome": ending.value})
+        if ending is State.IGNORED:  # nothing runs any more that would say why
+            connection.execute(update(orders).where(orders.c.id == held.id).values(error=reason))
     return _moved_on(held, row, values)
 
 
@@ -937,9 +939,18 @@ def move_cursor(ledger: Ledger, name: str, value: str) -> None:
 
 
 def keep_odd_event(
-    ledger: Ledger, system: str, account: str, dedupe_key: str, kind: str, body: str, problem: str
+    ledger: Ledger,
+    system: str,
+    account: str,
+    dedupe_key: str,
+    kind: str,
+    body: str,
+    problem: str,
+    external_id: str | None = None,
 ) -> bool:
-    """Keep an event that nothing can be done with, so that a person sees it. False: it was kept before."""
+    """Keep an event that nothing can be done with, so that a person sees it. False: it was kept before.
+
+    `external_id`: whose it will be, should that become known."""
     with ledger.statement() as connection:
         row = connection.execute(
             _upsert(ledger, events)
@@ -949,6 +960,7 @@ def keep_odd_event(
                 dedupe_key=dedupe_key,
                 body_hash=_body_hash(body),
                 kind=kind,
+                external_id=external_id,
                 body=body,
                 problem=problem,
                 received_at=now(),
@@ -957,6 +969,12 @@ def keep_odd_event(
             .returning(events.c.id)
         ).one_or_none()
     return row is not None
+
+
+def settle_events(ledger: Ledger, event_ids: Sequence[int]) -> None:
+    """Events that were odd have found their order: nobody needs to look at them any more."""
+    with ledger.statement() as connection:
+        connection.execute(update(events).where(events.c.id.in_(event_ids)).values(problem=null()))
 
 
 def interrupt(

@@ -106,31 +106,70 @@ class Fed:
 def read_events(ledger: Ledger, erp: Erp, systems: dict[str, System]) -> Fed:
     """Turn the ERP's next events into signals. The cursor moves with them in one commit: none is lost, and a
     repeated one is a double of the same signal."""
+    ready = _adopt(ledger, systems)
     found, cursor = erp.events(queries.cursor(ledger, CURSOR), PAGE)
-    arrived: list[Signal] = []
-    owners: dict[int, str] = {}
-    known = _orders_of(ledger, found)
+    known = _orders_of(ledger, [event.reference for event in found])
+    told: list[tuple[str, Signal]] = []
     for event in found:
         order = known.get(event.reference)
         if order is None or event.error is not None:
             _keep_odd(ledger, event)
             continue
         order_id, system = order
-        arrived.append(signal_of(order_id, event.kind, event.data, f"erp:{event.id}"))
-        owners[order_id] = system
-    for one in arrived:
-        stop(ledger, systems.get(owners[one.order_id]), one)
-    woken = records.signal(ledger, arrived, (CURSOR, cursor))
-    ready: dict[str, list[int]] = {}
-    for order_id in woken:
-        ready.setdefault(owners[order_id], []).append(order_id)
+        told.append((system, signal_of(order_id, event.kind, event.data, f"erp:{event.id}")))
+    _tell(ledger, systems, told, ready, (CURSOR, cursor))
     return Fed(len(found), ready)
 
 
-def _orders_of(ledger: Ledger, found: list[ErpEvent]) -> dict[str, tuple[int, str]]:
+def _adopt(ledger: Ledger, systems: dict[str, System]) -> dict[str, list[int]]:
+    """Events that came before their order was known: an order that the ERP made itself, or one of a ledger that was
+    restored. Orders that are ready now, by system."""
+    kept = queries.unowned_events(ledger, "erp", PAGE)
+    known = _orders_of(ledger, [row["external_id"] for row in kept])
+    found = [row for row in reversed(kept) if row["external_id"] in known]
+    told = [
+        (system, signal_of(order_id, row["kind"], json.loads(row["body"]), row["dedupe_key"]))
+        for row in found
+        for order_id, system in (known[row["external_id"]],)
+    ]
+    ready: dict[str, list[int]] = {}
+    if told:
+        _tell(ledger, systems, told, ready, None)
+        records.settle_events(ledger, [row["id"] for row in found])
+    return ready
+
+
+def _tell(
+    ledger: Ledger,
+    systems: dict[str, System],
+    told: list[tuple[str, Signal]],
+    ready: dict[str, list[int]],
+    cursor: tuple[str, str] | None,
+) -> None:
+    """Write the signals, with the cursor; adds the orders that are ready now to `ready`."""
+    owners = {one.order_id: system for system, one in told}
+    for system, one in told:
+        stop(ledger, systems.get(system), one)
+    for order_id in records.signal(ledger, [one for _, one in told], cursor):
+        ready.setdefault(owners[order_id], []).append(order_id)
+    _watch_cancelled(ledger, [one for _, one in told if one.name == "shipped"])
+
+
+def _watch_cancelled(ledger: Ledger, shipped: list[Signal]) -> None:
+    """Goods that left though the order was cancelled: a person must see that."""
+    cancelled = queries.cancelled_among(ledger, [one.order_id for one in shipped]) if shipped else set()
+    for one in shipped:
+        if one.order_id in cancelled:
+            problem = f"the ERP shipped order {one.order_id}, which is cancelled"
+            records.keep_odd_event(ledger, "erp", "default", one.source, one.name, json.dumps(one.data), problem)
+            log.warning("shipped though cancelled", action="odd_event", order=one.order_id, source=one.source)
+
+
+def _orders_of(ledger: Ledger, references: list[str]) -> dict[str, tuple[int, str]]:
+    """Ledger id and system, by external reference, of the orders that are known."""
     wanted: dict[tuple[str, str], list[str]] = {}
-    for event in found:
-        parts = parse_external_reference(event.reference)
+    for reference in references:
+        parts = parse_external_reference(reference)
         if parts is not None:
             wanted.setdefault(parts[:2], []).append(parts[2])
     return {
@@ -150,8 +189,10 @@ def signal_of(order_id: int, kind: str, data: dict[str, Any], source: str) -> Si
 
 def _keep_odd(ledger: Ledger, event: ErpEvent) -> None:
     problem = event.error or f"no order is known by {event.reference}"
+    # Only what can be used is looked at again, should its order become known.
+    owner = event.reference if event.error is None and len(event.reference) <= 190 else None
     kept = records.keep_odd_event(
-        ledger, "erp", "default", f"erp:{event.id}", event.kind[:64], json.dumps(event.data), problem
+        ledger, "erp", "default", f"erp:{event.id}", event.kind[:64], json.dumps(event.data), problem, owner
     )
     if kept:
         log.warning("an ERP event that fits no order", action="odd_event", erp_event=event.id, problem=problem)

@@ -122,6 +122,8 @@ class Runner:
         closed = self.gates.closed(lane)
         if closed is not None:
             return self._postpone(claim, closed, None, None)
+        if claim.step not in STEPS:
+            return self._postpone(claim, f"this worker does not know {claim.step} yet; a newer one will", 5.0, None)
         if not self.gates.bulkhead.enter(lane):
             self._insist(lambda: records.let_go(self._ledger, claim.id, claim.fence, seconds=1.0))
             return Ending("busy", f"{lane} is slow and has its share of this worker's threads", state=State.READY)

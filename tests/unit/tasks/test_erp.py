@@ -247,3 +247,30 @@ def test_line_ids_that_our_own_put_changed_are_no_other_order(driver):
     driver.go(ships=True)
     assert driver.state(number) == "done"
     assert len(driver.in_erp(number)) == 1
+
+
+class TestEventsBeforeTheirOrder:
+    def test_the_shipment_of_an_order_that_the_erp_made_itself_comes_before_the_poll(self, driver_with):
+        driver = driver_with(CLOUDSUITE_OFFLINE="ship")
+        number = driver.add(offline=True, state="processing", payment_status="account")
+        write(driver.ledger, reference(number), "shipped")
+        driver.feed()
+        assert problems(driver.ledger) == [f"no order is known by {reference(number)}"]
+        driver.poll()
+        driver.go(ships=True)
+        assert driver.state(number) == "done"
+        assert driver.shop.order(number)["shipment_state"] == "sent"
+        assert problems(driver.ledger) == []
+        assert len(queries.signals_of(driver.ledger, driver.order(number)["id"], "shipped")) == 1
+
+    def test_what_left_though_it_was_cancelled_is_shown(self, driver):
+        number = driver.take_in()
+        driver.go()
+        driver.shop.edit(number, state="cancel")
+        driver.poll()
+        driver.go()
+        assert driver.state(number) == "cancelled"
+        write(driver.ledger, reference(number), "shipped")
+        driver.feed()
+        order = driver.order(number)["id"]
+        assert problems(driver.ledger) == [f"the ERP shipped order {order}, which is cancelled"]

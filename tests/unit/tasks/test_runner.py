@@ -520,3 +520,12 @@ def test_a_slow_lane_leaves_threads_for_the_others(acme, monkeypatch):
     acme.time_passes()
     worker.work()
     assert acme.state(1) == "done"
+
+
+def test_a_step_that_only_a_newer_worker_knows_is_left_to_it(acme):
+    acme.step("acme.first", lambda job, account: Done())
+    (order,) = acme.take_in("1", plan=(Planned("acme.first"), Planned("acme.invented_tomorrow")))
+    acme.worker().work()
+    row = acme.order("1")
+    assert (row["id"], row["state"], row["step"], row["failures"]) == (order, "retrying", "acme.invented_tomorrow", 0)
+    assert "a newer one will" in row["error"]
