@@ -34,7 +34,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from databases.clock import later, now
 from databases.types import UTC
 from ledger.connection import Ledger
-from ledger.direct import Direct
+from ledger.direct import Direct, DirectSqlite, both_or_neither
 from ledger.models import (
     DUE,
     SUSPECT,
@@ -451,18 +451,18 @@ def _claim_statement(postgresql_: bool) -> Update:
     )
 
 
-_CLAIM = _claim_statement(False)
-_CLAIM_DIRECT = Direct(_claim_statement(True), [column.name for column in (*_CLAIMED, _PLAN[True])])
+_CLAIM_NAMES = [column.name for column in (*_CLAIMED, _PLAN[True])]
+_CLAIM = {
+    True: Direct(_claim_statement(True), _CLAIM_NAMES),
+    False: DirectSqlite(_claim_statement(False), _CLAIM_NAMES, times=["claimed_at"]),
+}
 
 
 def claim(ledger: Ledger, order_id: int, position: int, step: str, worker: str) -> Claim | None:
     """Take the order for this step, or None: it is done, held by another, waits, or has moved on."""
     values = {"order": order_id, "at": position, "name": step, "by": worker}
     with ledger.statement() as connection:
-        if ledger.postgresql:
-            row = _CLAIM_DIRECT.one_or_none(connection, values)
-        else:
-            row = connection.execute(_CLAIM, values).one_or_none()
+        row = _CLAIM[ledger.postgresql].one_or_none(connection, values)
     return None if row is None else _as_claim(row, worker)
 
 
@@ -592,8 +592,11 @@ def _advance_in_one(moving: Update) -> Any:
 
 _KINDS = [(kind, state) for kind in ("last", "free", "gated") for state in (State.RUNNING, State.QUEUED, State.READY)]
 _ADVANCE = {key: _advance(*key).returning(*_MOVED) for key in _KINDS}
-_ADVANCE_IN_ONE = {key: Direct(_advance_in_one(_advance(*key)), [c.name for c in _MOVED]) for key in _KINDS}
 _NOTE = insert(attempts).values(order_id=bindparam("order"), **_attempt_values())
+_MOVED_NAMES = [column.name for column in _MOVED]
+_ADVANCE_IN_ONE = {key: Direct(_advance_in_one(_advance(*key)), _MOVED_NAMES) for key in _KINDS}
+_ADVANCE_SQLITE = {key: DirectSqlite(_ADVANCE[key], _MOVED_NAMES, times=["claimed_at"]) for key in _KINDS}
+_NOTE_SQLITE = DirectSqlite(_NOTE)
 
 
 def done(ledger: Ledger, held: Claim, outcome: Done, then: State) -> Recorded | None:
@@ -656,11 +659,8 @@ def _advance_lean(ledger: Ledger, held: Claim, outcome: Done, then: State) -> tu
     if ledger.postgresql:
         with ledger.statement() as connection:
             return _ADVANCE_IN_ONE[key].one_or_none(connection, values), values
-    with ledger.transaction() as connection:
-        row = connection.execute(_ADVANCE[key], values).one_or_none()
-        if row is not None:
-            connection.execute(_NOTE, values)
-    return row, values
+    with ledger.statement() as connection:
+        return both_or_neither(connection, _ADVANCE_SQLITE[key], _NOTE_SQLITE, values), values
 
 
 def _moved_on(held: Claim, row: AnyRow | None, values: dict[str, Any]) -> Recorded | None:
