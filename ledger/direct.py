@@ -68,7 +68,7 @@ class DirectSqlite(Direct):
         row = driver.execute(self._text, {**self._fixed, **given}).fetchone()
         if row is None:
             return None
-        read = [_as_time(value) if at in self._times else value for at, value in enumerate(row)]
+        read: list[Any] = [_as_time(value) if at in self._times else value for at, value in enumerate(row)]
         return self._row(*read)
 
 
