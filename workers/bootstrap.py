@@ -4,11 +4,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from clients.base import Auth, OAuthClientCredentials, StaticToken
-from clients.cloudsuite import CloudSuite
-
 import tasks.cloudsuite
 import tasks.erp  # registers the ERP's steps
+from clients.base import Auth, OAuthClientCredentials, StaticToken
+from clients.cloudsuite import CloudSuite
 from erp.port import open_erp
 from ledger import records
 from ledger.connection import Ledger
