@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -15,6 +16,12 @@ from tests import services
 from tests.services import PrivateValkey, RabbitMQ
 
 # === Servers: what is missing is left out and said so; in CI it is a failure ================================
+
+
+def pytest_configure(config):
+    """A shell's background ignores SIGINT, and so would every process that a test starts and interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -139,7 +139,7 @@ def test_the_command_for_another_terminal(tmp_path, monkeypatch):
     plan = real_plan(None, {**FREE, "ORDERFLEET_HOME": str(home)})
     program = str(tmp_path / ".venv" / "bin" / "orderfleet")
     assert operator_command(plan, program, tmp_path) == ".venv/bin/orderfleet"
-    assert operator_command(plan, "/work/cli.py", tmp_path) == "orderfleet"
+    assert operator_command(plan, "/somewhere/cli.py", tmp_path) == "orderfleet"
     assert operator_command(plan, "cli.py", tmp_path / "elsewhere") == f"ORDERFLEET_HOME={home} orderfleet"
     sandbox = replace(sandbox_plan(home / "sandbox", {**FREE, **REAL}), imitations={})
     assert operator_command(sandbox, "cli.py", tmp_path) == "ORDERFLEET_HOME=.orderfleet/sandbox orderfleet"
