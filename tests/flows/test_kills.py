@@ -41,12 +41,12 @@ def check_exactly_once(fleet: Fleet, shop: Shop, count: int) -> None:
 def dies_at(fleet: Fleet, shop: Shop, moment: str) -> None:
     """Let a worker run until it kills itself at `moment`. Orders come until one meets it: a signal that is there
     before its step makes the step a fused link, which is not claimed by itself."""
+    shop.add(3)
     dying = fleet.start(DYING, DIE_AT=moment)
 
     def dead() -> bool:
-        number = len(list(shop.control.backend.all_orders()))
-        if fleet.settled(number):
-            shop.add(3, seed=number)
+        if fleet.settled(len(list(shop.control.backend.all_orders()))):
+            shop.add(3)
         return dying.poll() is not None
 
     wait_for(dead, lambda: f"{moment} {fleet.why()}")
