@@ -73,7 +73,7 @@ def prepared(remote: str, *, adapter_only: bool = False) -> Call:
         request.method = method
         request.url = f"{remote}/api/order/{order}/"
         request.headers = template.headers.copy()
-        request._cookies = template._cookies  # type: ignore[attr-defined]
+        request._cookies = template._cookies  # type: ignore[attr-defined]  # private, and needed
         request.hooks = template.hooks
         if body is not None:
             request.body = body

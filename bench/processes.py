@@ -135,7 +135,7 @@ class Child:
 
     def _words(self) -> str:
         text = self._log.read_text(errors="replace").strip()
-        return f"{' '.join(map(str, self._process.args[1:]))}\n{text[-4000:]}"  # type: ignore[index]
+        return f"{' '.join(map(str, self._process.args[1:]))}\n{text[-4000:]}"  # type: ignore[index]  # always a list here
 
 
 def _memory(pid: int) -> Memory:

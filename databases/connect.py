@@ -94,7 +94,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if engine.dialect.name == "sqlite" else "BEGIN")
         try:
             yield connection
-        except BaseException:
+        except BaseException:  # whatever ends this, the pooled connection must not keep its transaction
             _roll_back(connection)
             raise
         connection.exec_driver_sql("COMMIT")

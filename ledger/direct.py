@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import psycopg as postgresql
 from sqlalchemy.dialects.sqlite import pysqlite
 from sqlalchemy.exc import DBAPIError
 
-_POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call]
+_POSTGRESQL = postgresql.dialect()  # type: ignore[no-untyped-call]  # its own has no types
 _SQLITE = pysqlite.dialect(paramstyle="named")
 
 
@@ -36,6 +36,7 @@ class Direct:
 
     def one_or_none(self, connection: Connection, values: Mapping[str, Any]) -> Any:
         """The row, or None. Raises the errors that SQLAlchemy would, and gives up connections as it would."""
+        # What SQLAlchemy calls a DBAPI connection is psycopg's own here.
         driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
         try:
             row = driver.execute(self._text, {**self._fixed, **values}).fetchone()
@@ -82,7 +83,7 @@ def both_or_neither(connection: Connection, first: DirectSqlite, then: DirectSql
             if row is not None:
                 then.execute(driver, values)
             driver.execute("COMMIT")
-        except BaseException:
+        except BaseException:  # whatever ends this, the write lock must not stay with the pooled connection
             driver.rollback()
             raise
         return row
