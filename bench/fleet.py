@@ -8,7 +8,7 @@ the order goes to the ERP from there, as all our systems do and none of the comp
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -28,7 +28,7 @@ from ledger import queries, records
 from ledger.connection import Ledger
 from ledger.migrate import migrate
 from ledger.models import attempts
-from ledger.records import Arrival
+from orders.arrival import Arrival
 from orders.model import Line, Order
 from orders.outcomes import Done, Outcome, Planned
 from orders.states import State
@@ -39,6 +39,7 @@ from tasks.gates import Gates
 from workers.bootstrap import build_fleet
 from workers.celery import build_app, send_chain
 from workers.settings import AccountSettings, Bind, Settings
+from workers.systems.base import Wiring
 from workers.worker import WINDOW_PER_THREAD, build_worker, run_worker
 
 SYSTEM, ACCOUNT = "bench", "default"
@@ -86,9 +87,9 @@ def _account(settings: AccountSettings, **common: Any) -> Account:
     return Account(settings.system, settings.name, Client(settings.url, auth=auth, timeout=settings.timeout, **common))
 
 
-def systems_of(settings: Settings) -> dict[str, tuple[System, Callable[..., Account]]]:
+def systems_of(settings: Settings) -> dict[str, Wiring]:
     """What `build_fleet` needs to know of them."""
-    return {name: (System(name), _account) for name in settings.systems}
+    return {name: Wiring(System(name), 60.0, read=lambda reader: {}, build=_account) for name in settings.systems}
 
 
 # -- the steps --------------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from erp.port import Erp, Stage, open_erp
 from ledger import queries, records
 from ledger.connection import Ledger
 from ledger.queries import Filter
-from ledger.records import Arrival, Claim, Signal
+from ledger.records import Claim, Signal
+from orders.arrival import Arrival
 from orders.lanes import ERP
 from orders.model import Order, external_reference
 from orders.outcomes import Done, Planned

@@ -164,6 +164,8 @@ events = Table(
     Column("body", Text, nullable=False),
     Column("problem", Text),
     Column("received_at", UTC, nullable=False),
+    # News of a known order: when a worker is to read that order again; NULL: nothing to do, or done.
+    Column("news_at", UTC),
     UniqueConstraint("system", "account", "dedupe_key", "body_hash"),
     Index("ix_events_external_id", "system", "account", "external_id"),
     Index(
@@ -171,6 +173,14 @@ events = Table(
         "id",
         postgresql_where=text("problem IS NOT NULL"),
         sqlite_where=text("problem IS NOT NULL"),
+    ),
+    Index(
+        "ix_events_news",
+        "system",
+        "account",
+        "news_at",
+        postgresql_where=text("news_at IS NOT NULL"),
+        sqlite_where=text("news_at IS NOT NULL"),
     ),
 )
 

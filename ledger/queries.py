@@ -1,6 +1,7 @@
 """Every read of the ledger, named. None of those the running fleet repeats grows with the ledger."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -198,6 +199,91 @@ def cancelled_among(ledger: Ledger, order_ids: list[int]) -> set[int]:
     wanted = select(orders.c.id).where(orders.c.id.in_(order_ids), orders.c.state == State.CANCELLED)
     with ledger.reading() as connection:
         return set(connection.execute(wanted).scalars())
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An order as the ledger has it, for who must compare it with the remote one."""
+
+    id: int
+    system: str
+    account: str
+    external_id: str
+    reference: str | None
+    state: str
+    step: str | None
+    awaits: str | None
+    ending: str
+    facts: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing of it is to be done any more."""
+        return self.state in _FINISHED
+
+    @property
+    def cancelling(self) -> bool:
+        """Whether it is cancelled, or on its way there."""
+        return self.state == State.CANCELLED or self.ending == State.CANCELLED
+
+
+_FINISHED = [state.value for state in FINISHED]
+_KNOWN = (
+    orders.c.id,
+    orders.c.system,
+    orders.c.account,
+    orders.c.external_id,
+    orders.c.reference,
+    orders.c.state,
+    orders.c.step,
+    orders.c.awaits,
+    orders.c.ending,
+    orders.c.facts,
+)
+
+
+def _known(row: Row[*tuple[Any, ...]]) -> Known:
+    return Known(**{**row._asdict(), "facts": json.loads(row.facts)})
+
+
+def known_orders(ledger: Ledger, system: str, account: str, external_ids: Sequence[str]) -> list[Known]:
+    """Those of these orders that the ledger has."""
+    wanted = select(*_KNOWN).where(
+        orders.c.system == system, orders.c.account == account, orders.c.external_id.in_(external_ids)
+    )
+    with ledger.reading() as connection:
+        return [_known(row) for row in connection.execute(wanted)]
+
+
+def unfinished(ledger: Ledger, system: str, account: str, limit: int | None = None) -> list[Known]:
+    """Orders of an account that are not done, cancelled or ignored, the longest untouched first."""
+    wanted = (
+        select(*_KNOWN)
+        .where(
+            orders.c.system == system,
+            orders.c.account == account,
+            in_state([state for state in State if state not in FINISHED]),
+        )
+        .order_by(orders.c.updated_at)
+        .limit(limit)
+    )
+    with ledger.reading() as connection:
+        return [_known(row) for row in connection.execute(wanted)]
+
+
+def unread_news(ledger: Ledger, system: str, account: str, limit: int) -> dict[str, list[int]]:
+    """Ids of the events that say something new of a known order, by its external id, oldest first."""
+    wanted = (
+        select(events.c.id, events.c.external_id)
+        .where(events.c.system == system, events.c.account == account, events.c.news_at <= later(literal(0.0)))
+        .order_by(events.c.news_at)
+        .limit(limit)
+    )
+    news: dict[str, list[int]] = {}
+    with ledger.reading() as connection:
+        for row in connection.execute(wanted):
+            news.setdefault(row.external_id, []).append(row.id)
+    return news
 
 
 def cursor(ledger: Ledger, name: str) -> str | None:

@@ -52,8 +52,9 @@ from ledger.models import (
     ticks,
     workers,
 )
+from orders.arrival import Arrival
 from orders.lanes import lane_of
-from orders.outcomes import Done, Planned
+from orders.outcomes import Done, Planned, alternatives
 from orders.states import FINISHED, IN_FLIGHT, State
 
 STEP_LIMIT = 600.0  # seconds after which a claim is taken back even from a worker that looks alive
@@ -69,29 +70,14 @@ _FINAL = [state.value for state in FINISHED]
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
-    """One accepted webhook delivery or poll row: what is kept of it, and the plan should its order be new.
-
-    `due`: the remote says that the order is still to be done. One that was ignored here is then taken up after all,
-    and one that ended otherwise is shown to a person: somebody has set it back."""
-
-    account: str
-    external_id: str
-    dedupe_key: str
-    kind: str
-    body: str
-    plan: tuple[Planned, ...]
-    reference: str | None = None
-    due: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class TakenIn:
-    """What `take_in` found: ids of new orders, how many events were new, and events that contradict a known one."""
+    """What `take_in` found: ids of new orders, how many events were new, events that contradict a known one, and the
+    accounts of which known orders have news."""
 
     new: tuple[int, ...] = ()
     events: int = 0
     conflicts: int = 0
+    news: frozenset[str] = frozenset()
 
 
 def take_in(ledger: Ledger, system: str, arrivals: Sequence[Arrival]) -> TakenIn:
@@ -100,14 +86,19 @@ def take_in(ledger: Ledger, system: str, arrivals: Sequence[Arrival]) -> TakenIn
     if not arrivals:
         return TakenIn()
     with ledger.transaction() as connection:
-        fresh = _insert_events(connection, ledger, system, arrivals)
-        if not fresh:
-            return TakenIn()
-        new = _insert_orders(connection, ledger, system, fresh)
-        known = [arrival for arrival in fresh if (arrival.account, arrival.external_id) not in new]
-        conflicts = _mark_conflicts(connection, system, known)
-        _look_again(connection, system, known)
-    return TakenIn(tuple(new.values()), len(fresh), conflicts)
+        return take_in_on(connection, ledger, system, arrivals)
+
+
+def take_in_on(connection: Connection, ledger: Ledger, system: str, arrivals: Sequence[Arrival]) -> TakenIn:
+    """`take_in` as a part of the caller's transaction on `connection`."""
+    fresh = _insert_events(connection, ledger, system, arrivals)
+    if not fresh:
+        return TakenIn()
+    new = _insert_orders(connection, ledger, system, fresh)
+    known = [arrival for arrival in fresh if (arrival.account, arrival.external_id) not in new]
+    conflicts = _mark_conflicts(connection, system, known)
+    news = frozenset(arrival.account for arrival in known if _look_again(connection, system, arrival))
+    return TakenIn(tuple(new.values()), len(fresh), conflicts, news)
 
 
 def _upsert(ledger: Ledger, table: Any) -> Any:
@@ -146,7 +137,7 @@ def _insert_orders(
 ) -> dict[tuple[str, str], int]:
     first: dict[tuple[str, str], Arrival] = {}
     for arrival in arrivals:
-        if arrival.plan:
+        if arrival.plan and arrival.external_id is not None:
             first.setdefault((arrival.account, arrival.external_id), arrival)
     if not first:
         return {}
@@ -208,26 +199,38 @@ def _mark_conflicts(connection: Connection, system: str, known: Sequence[Arrival
     return marked
 
 
-def _look_again(connection: Connection, system: str, known: Sequence[Arrival]) -> None:
-    for arrival in known:
-        row = connection.execute(
-            select(orders)
-            .where(
-                orders.c.system == system,
-                orders.c.account == arrival.account,
-                orders.c.external_id == arrival.external_id,
-            )
-            .with_for_update()
-        ).one_or_none()
-        if row is None:
-            continue
-        if row.state in (State.WAITING, State.PARKED) and row.wake_at is not None:
-            connection.execute(update(orders).where(orders.c.id == row.id).values(wake_at=now()))
-        elif arrival.due and row.state == State.IGNORED:
-            _replan(connection, row, 0, arrival.plan, State.DONE)
-            connection.execute(_NOTE, _told(row, "reopened", f"{arrival.kind}: it is to be done after all"))
-        elif arrival.due and row.state in _FINAL:
-            _show_set_back(connection, system, arrival, row)
+def _look_again(connection: Connection, system: str, arrival: Arrival) -> bool:
+    """Let a known order go on where the event says so; True when a worker is to read it again."""
+    row = connection.execute(
+        select(orders)
+        .where(
+            orders.c.system == system,
+            orders.c.account == arrival.account,
+            orders.c.external_id == arrival.external_id,
+        )
+        .with_for_update()
+    ).one_or_none()
+    if row is None:
+        return False
+    if arrival.news:
+        connection.execute(update(events).where(*_same_event(system, arrival)).values(news_at=now()))
+    if row.state in (State.WAITING, State.PARKED) and row.wake_at is not None:
+        connection.execute(update(orders).where(orders.c.id == row.id).values(wake_at=now()))
+    elif arrival.due and row.state == State.IGNORED:
+        _replan(connection, row, 0, arrival.plan, State.DONE)
+        connection.execute(_NOTE, _told(row, "reopened", f"{arrival.kind}: it is to be done after all"))
+    elif arrival.due and row.state in _FINAL:
+        _show_set_back(connection, system, arrival, row)
+    return arrival.news
+
+
+def _same_event(system: str, arrival: Arrival) -> tuple[Any, ...]:
+    return (
+        events.c.system == system,
+        events.c.account == arrival.account,
+        events.c.dedupe_key == arrival.dedupe_key,
+        events.c.body_hash == _body_hash(arrival.body),
+    )
 
 
 def _show_set_back(connection: Connection, system: str, arrival: Arrival, row: AnyRow) -> None:
@@ -496,9 +499,9 @@ class Recorded:
     interrupt: str | None = None
 
 
-def is_signalled(signalled: str, name: str) -> bool:
-    """Whether a signal of this name has come, by the `signalled` column."""
-    return f"|{name}|" in f"|{signalled}"
+def is_signalled(signalled: str, awaits: str) -> bool:
+    """Whether a signal of this name, or of one of its alternatives, has come, by the `signalled` column."""
+    return any(f"|{name}|" in f"|{signalled}" for name in alternatives(awaits))
 
 
 def _signalled_sql(name: Any) -> Any:
@@ -548,7 +551,7 @@ def _advance(kind: str, state_if_free: State) -> Update:
         if not running:
             values["worker"] = null()
     else:
-        come = _signalled_sql(bindparam("next_awaits", type_=String))
+        come = or_(*(_signalled_sql(bindparam(name, type_=String)) for name in ("or_first", "or_else")))
         recheck = cast(bindparam("recheck", type_=Float), Float)
         values |= {
             "state": case((come, free), else_=literal(State.WAITING.value)),
@@ -637,8 +640,9 @@ def _advance_values(held: Claim, outcome: Done, then: State) -> tuple[tuple[str,
         "next_awaits": following.awaits if following else None,
         **_attempt(held, "skipped" if outcome.skipped else "done", outcome.detail),
     }
-    if kind == "gated":
-        values["recheck"] = following.recheck if following else None
+    if following is not None and following.awaits is not None:
+        values["or_first"], *_, values["or_else"] = 2 * alternatives(following.awaits)[:2]
+        values["recheck"] = following.recheck
     return (kind, then), values
 
 
@@ -792,10 +796,17 @@ def park(
 
 
 def wait_again(
-    ledger: Ledger, held: Claim, awaits: str, detail: str, facts: dict[str, Any] | None, *, more: bool
+    ledger: Ledger,
+    held: Claim,
+    awaits: str,
+    detail: str,
+    facts: dict[str, Any] | None,
+    *,
+    more: bool,
+    after: float | None = None,
 ) -> Recorded | None:
-    """The step has done a part: it goes on at once (`more`) or at the next `awaits`; one that came since the claim
-    counts."""
+    """The step has done a part: it goes on at once (`more`), or at the next `awaits`, at the latest in so many seconds
+    (`after`); a signal that came since the claim counts."""
     with ledger.transaction() as connection:
         row = connection.execute(
             select(orders.c.facts, orders.c.signalled, orders.c.signal_seq)
@@ -809,9 +820,9 @@ def wait_again(
             .values(
                 state=State.READY if goes_on else State.WAITING,
                 awaits=awaits,
-                signalled=row.signalled if goes_on else row.signalled.replace(f"{awaits}|", ""),
+                signalled=row.signalled if goes_on else _forgotten(row.signalled, awaits),
                 facts=json.dumps(json.loads(row.facts) | (facts or {})),
-                wake_at=now() if goes_on else null(),
+                wake_at=now() if goes_on else null() if after is None else later(literal(after)),
                 worker=null(),
                 fence=orders.c.fence + 1,
                 tries=0,
@@ -829,6 +840,12 @@ def wait_again(
         told = _attempt(held, "partly", detail or f"waits for {awaits}")
         connection.execute(_NOTE, {"order": held.id, "at": held.position, **told})
     return Recorded(moved.state, interrupt=moved.interrupt)
+
+
+def _forgotten(signalled: str, awaits: str) -> str:
+    """Without the names in `awaits`: they must come anew."""
+    gone = alternatives(awaits)
+    return "".join(f"{name}|" for name in signalled.split("|") if name and name not in gone)
 
 
 def end(
@@ -917,7 +934,7 @@ def _wake_waiting(connection: Connection, one: Signal) -> list[int]:
         values["signalled"] = f"{row.signalled}{one.name}|"
     if one.facts:
         values["facts"] = json.dumps(json.loads(row.facts) | one.facts)
-    wakes = row.state == State.WAITING and row.awaits == one.name
+    wakes = row.state == State.WAITING and one.name in alternatives(row.awaits)
     if wakes:
         values |= {"state": State.READY, "wake_at": now()}
     connection.execute(update(orders).where(orders.c.id == one.order_id).values(**values))
@@ -971,6 +988,35 @@ def keep_odd_event(
     return row is not None
 
 
+def settle_news(ledger: Ledger, event_ids: Sequence[int], problem: str | None = None) -> None:
+    """The order of these events was read again; `problem`: what a person should see of it."""
+    values = {"news_at": null()} | ({"problem": problem} if problem is not None else {})
+    with ledger.statement() as connection:
+        connection.execute(update(events).where(events.c.id.in_(event_ids)).values(**values))
+
+
+def put_off_news(ledger: Ledger, event_ids: Sequence[int], seconds: float) -> None:
+    """The order of these events could not be read: again in so many seconds."""
+    with ledger.statement() as connection:
+        connection.execute(
+            update(events)
+            .where(events.c.id.in_(event_ids), events.c.news_at.is_not(None))
+            .values(news_at=later(literal(seconds)))
+        )
+
+
+def overdue_news(ledger: Ledger) -> list[tuple[str, str]]:
+    """(system, account) of which news lie unread though a worker should have been told; told of once, for a while."""
+    with ledger.statement() as connection:
+        found = connection.execute(
+            update(events)
+            .where(events.c.news_at <= later(literal(-RESEND_AFTER)))
+            .values(news_at=now())
+            .returning(events.c.system, events.c.account)
+        )
+        return sorted({(system, account) for system, account in found})
+
+
 def settle_events(ledger: Ledger, event_ids: Sequence[int]) -> None:
     """Events that were odd have found their order: nobody needs to look at them any more."""
     with ledger.statement() as connection:
@@ -991,7 +1037,7 @@ def interrupt(
         if who is not None:
             _write_audit(connection, who, ending.value, order_id, reason)
         if row.state == State.RUNNING:
-            wish = json.dumps({"reason": reason, "rest": [[p.name, p.awaits] for p in rest], "ending": ending})
+            wish = json.dumps({"reason": reason, "rest": [[p.name, p.awaits, p.data] for p in rest], "ending": ending})
             connection.execute(
                 update(orders)
                 .where(orders.c.id == order_id)
@@ -1012,9 +1058,8 @@ def apply_interrupt(ledger: Ledger, order_id: int) -> str | None:
             connection.execute(update(orders).where(orders.c.id == order_id).values(interrupt=null()))
             return str(row.state)
         if wish["ending"] == State.PARKED:
-            _park_at_erp(connection, row, wish["reason"])
-            return State.PARKED.value
-        rest = [Planned(name, awaits) for name, awaits in wish["rest"]]
+            return _stop_at_erp(connection, row, wish["reason"])
+        rest = [Planned(name, awaits, data=data) for name, awaits, data in wish["rest"]]
         return _go_to_rest(connection, row, wish["reason"], rest, State(wish["ending"]))
 
 
@@ -1080,12 +1125,20 @@ def stop_for_a_person(ledger: Ledger, order_id: int, source: str, reason: str) -
             wish = {"reason": reason, "rest": None, "ending": State.PARKED}
             connection.execute(update(orders).where(orders.c.id == order_id).values(interrupt=json.dumps(wish)))
             return True
-        _park_at_erp(connection, row, reason)
+        _stop_at_erp(connection, row, reason)
     return True
 
 
-def _park_at_erp(connection: Connection, row: AnyRow, reason: str) -> None:
-    """Park at the step that put the order into the ERP, so that a replay puts it there again."""
+def refusal_plan(data: dict[str, Any], reason: str) -> tuple[Planned, ...]:
+    """What takes the place of the plan when the ERP refuses what a step with this `data` put there; empty: a person
+    must act."""
+    told = data.get("when_refused")
+    return () if told is None else (Planned(told, data={"reason": reason}), Planned("erp.cancel"))
+
+
+def _stop_at_erp(connection: Connection, row: AnyRow, reason: str) -> str:
+    """The ERP refuses: tell the remote so where the plan provides for it, else park at the step that put the order
+    into the ERP, so that a replay puts it there again."""
     put = connection.execute(
         select(steps)
         .where(
@@ -1096,6 +1149,9 @@ def _park_at_erp(connection: Connection, row: AnyRow, reason: str) -> None:
         .order_by(steps.c.position.desc())
         .limit(1)
     ).one_or_none()
+    rest = refusal_plan(json.loads(put.data), reason) if put is not None else ()
+    if rest and row.ending == State.DONE:
+        return _go_to_rest(connection, row, reason, rest, State.CANCELLED)
     at = (
         {}
         if put is None
@@ -1121,6 +1177,7 @@ def _park_at_erp(connection: Connection, row: AnyRow, reason: str) -> None:
         )
     )
     connection.execute(_NOTE, _told(row, State.PARKED.value, reason))
+    return State.PARKED.value
 
 
 class MovedOn(Exception):
@@ -1345,7 +1402,8 @@ def resend(ledger: Ledger, order_ids: Sequence[int], *, lost: bool) -> None:
 
 
 def recheck(ledger: Ledger, order_id: int) -> None:
-    """A waiting or parked order whose time has come: the step before it (or, parked, itself) runs again."""
+    """A waiting or parked order whose time has come: its step runs again, or the one before it if the plan says that
+    this one is to be asked (`Planned.recheck`)."""
     with ledger.transaction() as connection:
         row = connection.execute(
             select(orders)
@@ -1358,14 +1416,15 @@ def recheck(ledger: Ledger, order_id: int) -> None:
         ).one_or_none()
         if row is None:
             return
-        back = max(row.position - 1, 0) if row.state == State.WAITING else row.position
-        step = connection.execute(select(steps).where(steps.c.order_id == order_id, steps.c.position == back)).one()
+        step = connection.execute(_step_at(order_id, row.position)).one()
+        if row.state == State.WAITING and step.recheck is not None and row.position > 0:
+            step = connection.execute(_step_at(order_id, row.position - 1)).one()
         connection.execute(
             update(orders)
             .where(orders.c.id == order_id)
             .values(
                 state=State.READY,
-                position=back,
+                position=step.position,
                 step=step.name,
                 lane=lane_of(row.system, row.account, step.name),
                 awaits=step.awaits,
@@ -1375,6 +1434,10 @@ def recheck(ledger: Ledger, order_id: int) -> None:
                 updated_at=now(),
             )
         )
+
+
+def _step_at(order_id: int, position: int) -> Select[Any]:
+    return select(steps).where(steps.c.order_id == order_id, steps.c.position == position)
 
 
 def take_tick(ledger: Ledger, name: str, every: float, worker: str) -> bool:

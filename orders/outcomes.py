@@ -6,8 +6,9 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One step of a plan. `awaits` is the signal without which it may not run; while waiting, the step before it
-    runs again every `recheck` seconds, if set. `data` is the step's own, kept as JSON."""
+    """One step of a plan. `awaits` is the signal without which it may not run, or several of which one will do:
+    `completed|shipped`. While waiting, the step before it runs again every `recheck` seconds, if set. `data` is the
+    step's own, kept as JSON."""
 
     name: str
     awaits: str | None = None
@@ -35,25 +36,34 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """This step has done a part and goes on: at once (`more`), or when `awaits` is signalled once more."""
+    """This step has done a part and goes on: at once (`more`), when `awaits` is signalled once more, or by itself
+    after so many seconds (`after`), whichever comes first."""
 
     awaits: str
     detail: str = ""
     facts: dict[str, Any] | None = None
     more: bool = False
+    after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The remote order needs nothing more of its plan. `cancelled`: what was done is taken back first."""
+    """The remote order needs nothing more of its plan. `cancelled`: what was done is taken back, by `rest` and then by
+    cancelling in the ERP."""
 
     reason: str
     cancelled: bool = False
     raw: str | None = None
     reference: str | None = None
+    rest: tuple[Planned, ...] = ()
 
 
 Outcome = Done | Again | Ended
+
+
+def alternatives(awaits: str) -> list[str]:
+    """The signals of which one is enough, at most two: `completed|shipped`."""
+    return awaits.split("|")
 
 
 def skipped(reason: str, **more: Any) -> Done:

@@ -67,6 +67,18 @@ class Options(base.Options):
     """The address book: `origin/key` to id (section 3.5)."""
 
 
+def fleet_settings(url: str) -> dict[str, str]:
+    """The environment that points a fleet at an imitation at `url` with the default options."""
+    known = Options()
+    return {
+        "CLOUDSUITE_URL": url,
+        "CLOUDSUITE_TOKEN_URL": url + TOKEN_PATH,
+        "CLOUDSUITE_CLIENT_ID": known.client_id,
+        "CLOUDSUITE_CLIENT_SECRET": known.client_secret,
+        "CLOUDSUITE_POLL_SECONDS": "2",
+    }
+
+
 # Orders as the server keeps them
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from ledger import queries
 from ledger.connection import Ledger
+from ledger.queries import Known
 from ledger.records import Claim
 from orders.model import Order, external_reference
 from orders.outcomes import Outcome, Planned
@@ -50,6 +51,11 @@ class Job:
     def erp_reference(self) -> str:
         """The name the ERP knows this order by."""
         return external_reference(self.claim.system, self.claim.account, self.claim.external_id)
+
+    def flagged(self, *sentences: str) -> dict[str, list[str]]:
+        """`facts` that add these to what a person should see on this order."""
+        known: list[str] = self.facts.get("flags", [])
+        return {"flags": list(dict.fromkeys([*known, *sentences]))}
 
     @property
     def order(self) -> Order:
@@ -159,18 +165,35 @@ class Visit:
 
 
 @dataclass(frozen=True, slots=True)
+class Command:
+    """What an operator may do to an order at its remote, beside its plan: `orderfleet do ORDER COMMAND`.
+
+    `ask` reads, and says what would be done with this data; `run` does it, and says what was done. A repeated `run`
+    must not do it twice. Both raise errors of `orders.errors`."""
+
+    help: str
+    ask: Callable[[Job, Account, dict[str, Any]], str]
+    run: Callable[[Job, Account, dict[str, Any]], str]
+
+
+@dataclass(frozen=True, slots=True)
 class System:
     """What the fleet needs to know of a system besides its steps.
 
-    `poll` reads one account and takes in what it finds (None: it only pushes). `tell_cancelled`: the steps that tell
-    the remote system when the ERP or an operator cancels. `probe` proves an account's credentials with one read.
-    `gate`: the step that holds orders until they are paid, or an operator releases them."""
+    `poll` reads one account and takes in what it finds (None: it only pushes). `review` reads one known order again
+    because there is news of it, and acts on what changed, only by `records.interrupt`, `records.signal` and
+    `records.stop_for_a_person`: its steps may be running meanwhile. It writes nothing to the remote, and returns a
+    sentence if a person should see something. `tell_cancelled`: the steps that tell the remote system when the ERP or
+    an operator cancels. `probe` proves an account's credentials with one read. `gate`: the step that holds orders until
+    they are paid, or an operator releases them. `commands`: by name."""
 
     name: str
     poll: Callable[[Visit], None] | None = None
+    review: Callable[[Visit, Known], str | None] | None = None
     tell_cancelled: tuple[Planned, ...] = ()
     probe: Callable[[Account], str] | None = None
     gate: str | None = None
+    commands: Mapping[str, Command] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

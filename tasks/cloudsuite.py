@@ -10,7 +10,7 @@ from typing import Any
 from clients.cloudsuite import CloudSuite
 from ledger import queries, records
 from ledger.queries import Told
-from ledger.records import Arrival
+from orders.arrival import Arrival
 from orders.errors import Refused, TryLater
 from orders.model import Order
 from orders.outcomes import Again, Done, Ended, Outcome, Planned, skipped
@@ -18,6 +18,7 @@ from orders.states import State
 from schemas import cloudsuite as schema
 from schemas.cloudsuite import Payment, RemoteOrder
 from tasks.base import Account, Job, Preview, System, Visit, already, call, irreversible, preview, step
+from tasks.shipped import covers, shipped_quantities
 
 OVERLAP = timedelta(days=2)
 FULL_PASS = timedelta(hours=20)
@@ -282,7 +283,7 @@ def shipment(job: Job, account: Account) -> Outcome:
         return _CANCELLED
     if account.options.delivery == "desadv" and not remote.offline:
         return _deliver(job, account, remote)
-    if not _complete(job, job.signals("shipped")):
+    if not covers(job.order, job.signals("shipped")):
         return Again("shipped", "not everything is shipped yet")
     if account.options.delivery == "done" and not remote.offline:
         return _set_done(job, account, remote)
@@ -308,7 +309,7 @@ def _deliver(job: Job, account: Account, remote: RemoteOrder) -> Outcome:
         _send_delivery(job, account, remote, told[: told.index(unsent[0]) + 1])
         sent.append(unsent[0].source)
     facts = {"deliveries": sent}
-    if len(unsent) > 1 or not _complete(job, told):
+    if len(unsent) > 1 or not covers(job.order, told):
         return Again("shipped", f"delivery {len(sent)} told", facts, more=len(unsent) > 1)
     return Done(detail=f"delivery {len(sent)} told, all shipped", facts=facts)
 
@@ -317,8 +318,10 @@ def _send_delivery(job: Job, account: Account, remote: RemoteOrder, told: list[T
     """The last of `told`. There is no call to read deliveries back: after an unclear answer the same message goes
     again, and only then "duplicate" means that it had arrived (contract 7)."""
     one = told[-1]
-    before = _shipped_quantities(job, told[:-1])
-    quantities = {key: total - before.get(key, Decimal(0)) for key, total in _shipped_quantities(job, told).items()}
+    before = shipped_quantities(job.order, told[:-1])
+    quantities = {
+        key: total - before.get(key, Decimal(0)) for key, total in shipped_quantities(job.order, told).items()
+    }
     goods = {line.key for line in job.order.lines if line.product is not None}
     quantities = {key: quantity for key, quantity in quantities.items() if quantity and key in goods}
     if not quantities:
@@ -344,28 +347,6 @@ def _send_delivery(job: Job, account: Account, remote: RemoteOrder, told: list[T
 def _says_duplicate(refusal: Refused) -> bool:
     words = refusal.reason.lower()
     return refusal.status == 400 and any(word in words for word in ("duplicate", "unique", "already"))
-
-
-def _shipped_quantities(job: Job, told: list[Told]) -> dict[str, Decimal]:
-    """Shipped so far by line key; a `shipped` without lines means everything."""
-    ordered = {line.key: line.quantity for line in job.order.lines}
-    shipped: dict[str, Decimal] = {}
-    for one in told:
-        if not one.data.get("lines"):
-            shipped = {
-                **shipped,
-                **{key: max(quantity, shipped.get(key, Decimal(0))) for key, quantity in ordered.items()},
-            }
-            continue
-        for key, quantity in one.data["lines"].items():
-            shipped[key] = shipped.get(key, Decimal(0)) + Decimal(str(quantity))
-    return shipped
-
-
-def _complete(job: Job, told: list[Told]) -> bool:
-    shipped = _shipped_quantities(job, told)
-    goods = [line for line in job.order.lines if line.kind == "line"]
-    return all(shipped.get(line.key, Decimal(0)) >= line.quantity for line in goods)
 
 
 @step("cloudsuite.cancel")

@@ -6,13 +6,13 @@ from typing import Any
 
 import structlog
 
-from erp.port import Erp, ErpEvent, ErpOrder, Stage
+from erp.port import Erp, ErpEvent, ErpOrder, Rejected, Stage
 from ledger import queries, records
 from ledger.connection import Ledger
 from ledger.records import Signal
 from orders.errors import Refused
 from orders.model import parse_external_reference
-from orders.outcomes import Done, Outcome, Planned, skipped
+from orders.outcomes import Done, Ended, Outcome, Planned, skipped
 from orders.states import State
 from tasks.base import Job, Preview, System, already, call, preview, step
 
@@ -38,13 +38,24 @@ def _put(job: Job, erp: Erp, stage: Stage) -> Outcome:
     known = erp.find(job.erp_reference) if job.look else None
     if known is not None and known.duplicates:
         raise Refused(f"the ERP holds this order {len(known.duplicates) + 1} times: {', '.join(known.duplicates)}")
-    put = erp.put(job.erp_reference, job.order, stage=stage)
+    try:
+        put = erp.put(job.erp_reference, job.order, stage=stage)
+    except Rejected as refusal:
+        return _refused(job, refusal)
+    if put.stage is Stage.REFUSED:
+        return _refused(job, Rejected(f"the ERP refuses the order: {put.refusal}"))
     return _learnt(put)
 
 
+def _refused(job: Job, refusal: Rejected) -> Outcome:
+    """The ERP will not have it: the remote is told where the plan provides for that, else a person must act."""
+    *tell, _ = records.refusal_plan(job.data, refusal.reason) or (None,)
+    if not tell:
+        raise refusal
+    return Ended(refusal.reason, cancelled=True, rest=tuple(tell))
+
+
 def _learnt(put: ErpOrder) -> Outcome:
-    if put.stage is Stage.REFUSED:
-        raise Refused(f"the ERP refuses the order: {put.refusal}")
     if put.number is None:
         return Done(detail=f"in the ERP as {put.stage}")
     facts = {"erp_number": put.number, "erp_lines": put.lines}

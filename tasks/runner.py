@@ -148,7 +148,13 @@ class Runner:
         if isinstance(outcome, Again):
             recorded = self._insist(
                 lambda: records.wait_again(
-                    self._ledger, claim, outcome.awaits, outcome.detail, outcome.facts, more=outcome.more
+                    self._ledger,
+                    claim,
+                    outcome.awaits,
+                    outcome.detail,
+                    outcome.facts,
+                    more=outcome.more,
+                    after=outcome.after,
                 )
             )
             return self._ending(claim, "partly", outcome.detail, recorded)
@@ -166,7 +172,7 @@ class Runner:
 
     def _ended(self, claim: Claim, outcome: Ended) -> Ending:
         ending = State.CANCELLED if outcome.cancelled else State.IGNORED
-        rest = (Planned("erp.cancel"),) if outcome.cancelled else ()
+        rest = (*outcome.rest, Planned("erp.cancel")) if outcome.cancelled else outcome.rest
         recorded = self._insist(
             lambda: records.end(
                 self._ledger,

@@ -19,16 +19,24 @@ log = structlog.get_logger(__name__)
 class Sweep:
     """One worker's share of looking after all orders.
 
-    `depth(system)` is the number of messages waiting in the system's queue; it may raise `BrokerAway`."""
+    `depth(system)` is the number of messages waiting in the system's queue, `tell_news(system, account)` has a worker
+    read what is new there; both may raise `BrokerAway`."""
 
     def __init__(
-        self, ledger: Ledger, dispatcher: Dispatcher, runner: Runner, depth: Callable[[str], int], worker: str
+        self,
+        ledger: Ledger,
+        dispatcher: Dispatcher,
+        runner: Runner,
+        depth: Callable[[str], int],
+        tell_news: Callable[[str, str], None],
+        worker: str,
     ) -> None:
         self._ledger = ledger
         self._dispatcher = dispatcher
         self._runner = runner
         self._gates = runner.gates
         self._depth = depth
+        self._tell_news = tell_news
         self._worker = worker
 
     def run(self) -> None:
@@ -50,6 +58,8 @@ class Sweep:
         for system, lane in self._dispatcher.lanes:
             self._wake(system, lane)
         self._dispatcher.send_suspect()
+        for system, account in records.overdue_news(self._ledger):
+            self._tell_news(system, account)
 
     def _give_back(self) -> None:
         """The ledger was away when a claim or a record was made: it says we hold what we do not."""

@@ -1,4 +1,5 @@
-"""What beat's ticks do: visit an account's poll, read the ERP's feed. Doubled and late ticks do no harm."""
+"""What ticks do: visit an account's poll, read orders again of which there is news, read the ERP's feed. Doubled and
+late ticks do no harm."""
 
 import threading
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from tasks.base import Fleet, Visit
 from tasks.dispatch import Dispatcher
 from tasks.erp import PAGE, read_events
 from tasks.gates import Gates
+from tasks.news import read_news
 
 log = structlog.get_logger(__name__)
 
@@ -33,9 +35,22 @@ class Ticks:
         visit = self._fleet.systems[system].poll if system in self._fleet.systems else None
         if account is None or visit is None:
             return f"{system} has no account {account_name} to poll here"
-        name = f"{system}.poll:{account_name}"
         lane = lane_of(system, account_name, None)
-        return self._tick(name, account.poll_seconds, lane, lambda: visit(Visit(self._fleet.ledger, account)))
+        here = Visit(self._fleet.ledger, account)
+        told = self._tick(f"{system}.poll:{account_name}", account.poll_seconds, lane, lambda: visit(here))
+        if told == "done":
+            self.news(system, account_name)
+        return told
+
+    def news(self, system: str, account_name: str) -> str:
+        """Read known orders of one account again of which there is news."""
+        account = self._fleet.accounts.get((system, account_name))
+        review = self._fleet.systems[system].review if system in self._fleet.systems else None
+        if account is None or review is None:
+            return f"{system} has no account {account_name} to look at here"
+        here = Visit(self._fleet.ledger, account)
+        lane = lane_of(system, account_name, None)
+        return self._tick(f"{system}.news:{account_name}", 0.0, lane, lambda: read_news(here, review))
 
     def feed(self) -> str:
         """Read the ERP's events to the end, then send what they made ready."""
@@ -49,7 +64,7 @@ class Ticks:
             if fed.read < PAGE:
                 return
 
-    def _tick(self, name: str, every: float, lane: str, work: Callable[[], None]) -> str:
+    def _tick(self, name: str, every: float, lane: str, work: Callable[[], object]) -> str:
         with self._lock:
             if name in self._under_way:
                 return "another thread is at it"
@@ -59,7 +74,7 @@ class Ticks:
         finally:
             self._under_way.discard(name)
 
-    def _tick_alone(self, name: str, every: float, lane: str, work: Callable[[], None]) -> str:
+    def _tick_alone(self, name: str, every: float, lane: str, work: Callable[[], object]) -> str:
         # Beat's messages come at the same pace: a little slack, or every second one would be a moment too early.
         if not records.take_tick(self._fleet.ledger, name, every * 0.8, self._worker):
             return "not yet, or another worker is at it"
@@ -70,7 +85,7 @@ class Ticks:
         finally:
             records.end_tick(self._fleet.ledger, name, self._worker)
 
-    def _visit(self, name: str, lane: str, work: Callable[[], None]) -> str:
+    def _visit(self, name: str, lane: str, work: Callable[[], object]) -> str:
         try:
             work()
         except StepError as error:

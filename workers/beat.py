@@ -10,7 +10,7 @@ from celery import Celery
 
 from tasks.base import Fleet
 from workers.bootstrap import build_fleet
-from workers.celery import FLEET_QUEUE, build_app
+from workers.celery import FLEET_QUEUE, build_app, news_task
 from workers.settings import Settings
 
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
@@ -39,12 +39,20 @@ def register_ticks(app: Celery, fleet: Fleet) -> None:
     for system in fleet.systems.values():
         if system.poll is not None:
             _register_poll(app, system.name)
+        if system.review is not None:
+            _register_news(app, system.name)
 
 
 def _register_poll(app: Celery, system: str) -> None:
     @app.task(name=f"{system}.poll", ignore_result=True)  # type: ignore[untyped-decorator]
     def poll(account: str = "default", **unknown: Any) -> str:
         return str(app.runtime.ticks.poll(system, account))
+
+
+def _register_news(app: Celery, system: str) -> None:
+    @app.task(name=news_task(system), ignore_result=True)  # type: ignore[untyped-decorator]
+    def news(account: str = "default", **unknown: Any) -> str:
+        return str(app.runtime.ticks.news(system, account))
 
 
 def run_beat(settings: Settings, *, log_level: str = "INFO") -> None:

@@ -1,49 +1,28 @@
-"""The list of systems, and how a process's collaborators are built from its settings."""
+"""How a process's collaborators are built from its settings."""
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import tasks.cloudsuite
-import tasks.erp  # registers the ERP's steps
-from clients.base import Auth, OAuthClientCredentials, StaticToken
-from clients.cloudsuite import CloudSuite
+import tasks.erp  # noqa: F401 - registers the ERP's steps
 from erp.port import open_erp
 from ledger import records
 from ledger.connection import Ledger
 from orders.errors import Unavailable
 from orders.lanes import ERP, lane_of
-from tasks.base import Account, Fleet, System
+from tasks.base import Fleet
 from workers.settings import AccountSettings, Settings
+from workers.systems import SYSTEMS
+from workers.systems.base import Wiring
 
 LONGEST_PACE = 5.0
 """Seconds a call may wait for its turn under a rate limit; beyond that the order goes back to the ledger."""
-
-
-def _cloudsuite(settings: AccountSettings, **common: Any) -> Account:
-    options = dict(settings.options)
-    token, client_id = options.pop("token"), options.pop("client_id")
-    secret, token_url = options.pop("client_secret"), options.pop("token_url")
-    auth: Auth = (
-        StaticToken("Authorization", f"Token {token}")
-        if token is not None
-        else OAuthClientCredentials(token_url, client_id, secret, scope="openid")
-    )
-    client = CloudSuite(settings.url, auth=auth, timeout=settings.timeout, **common)
-    return Account("cloudsuite", settings.name, client, tasks.cloudsuite.Options(**options), settings.poll_seconds)
-
-
-SYSTEMS: dict[str, tuple[System, Callable[..., Account]]] = {
-    "cloudsuite": (tasks.cloudsuite.SYSTEM, _cloudsuite),
-}
-"""The list of systems: a sixth is added here."""
 
 
 def build_fleet(
     settings: Settings,
     *,
     before_write: Callable[[], None] = lambda: None,
-    systems: Mapping[str, tuple[System, Callable[..., Account]]] = SYSTEMS,
+    systems: Mapping[str, Wiring] = SYSTEMS,
 ) -> Fleet:
     """Ledger, ERP and a client per account, not yet connected.
 
@@ -53,23 +32,27 @@ def build_fleet(
     erp = open_erp(settings.erp_url, pool_size=settings.concurrency + 2)
     accounts = {}
     for one in settings.accounts:
-        build = systems[one.system][1]
+        build = systems[one.system].build
         accounts[one.system, one.name] = build(
             one,
             pool_size=settings.concurrency,
             pace=_pace(ledger, one),
             before_write=before_write,
         )
-    lanes = [(one.system, lane_of(one.system, one.name, None)) for one in settings.accounts]
-    lanes += [(system, ERP) for system in settings.systems]
     return Fleet(
         ledger=ledger,
         erp=erp,
         accounts=accounts,
-        systems={name: systems[name][0] for name in settings.systems},
+        systems={name: systems[name].system for name in settings.systems},
         erp_poll_seconds=settings.erp_poll_seconds,
-        lanes=tuple(lanes),
+        lanes=lanes_of(settings),
     )
+
+
+def lanes_of(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """Every (system, lane) there is: one for each account, and the ERP's for each system."""
+    own = [(one.system, lane_of(one.system, one.name, None)) for one in settings.accounts]
+    return (*own, *((system, ERP) for system in settings.systems))
 
 
 def _pace(ledger: Ledger, settings: AccountSettings) -> Callable[[], None]:

@@ -294,6 +294,19 @@ def send_chain(app: Celery, system: str, run: ToSend) -> None:
         )
 
 
+def news_task(system: str) -> str:
+    """The name of the task that reads known orders of a system again of which there is news."""
+    return f"{system}.news"
+
+
+def send_news(app: Celery, system: str, account: str) -> None:
+    """Have a worker read what is new at an account. Raises `BrokerAway`."""
+    with broker_errors():
+        app.send_task(
+            news_task(system), kwargs={"account": account}, queue=FLEET_QUEUE, ignore_result=True, retry=False
+        )
+
+
 @contextmanager
 def broker_errors() -> Iterator[None]:
     """Turn what kombu and its transports raise for a broker that is away into `BrokerAway`."""

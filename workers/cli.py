@@ -1,6 +1,7 @@
 """`orderfleet`: what operators type, and how each process is started. What is done is decided elsewhere."""
 
 import getpass
+import json
 import os
 import re
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import click
@@ -22,7 +24,8 @@ from ledger.queries import Filter
 from ledger.records import MovedOn
 from orders.errors import StepError
 from orders.states import NEEDS_A_PERSON, State
-from workers.settings import SYSTEMS, Settings, WrongSettings, read_settings, with_broker
+from workers.settings import Settings, WrongSettings, read_settings, with_broker
+from workers.systems import SYSTEMS
 
 DONE, FAILED = 0, 1
 TABLE_ROWS = 100
@@ -183,6 +186,7 @@ def flower() -> None:
 @click.option("--rate", type=click.FloatRange(min=0), help="Orders a second; 0: none come by themselves.")
 @click.option("--faults", type=click.FloatRange(0, 1), help="The share of requests that misbehave.")
 @click.option("--erp-url", metavar="URL", help="Staging tables on which to play the ERP.")
+@click.option("--web", metavar="URL", help="The fleet's web server, where webhooks go.")
 def sandbox(**chosen: Any) -> None:
     """Run imitations of the systems on this machine, and print the settings that point a fleet at them."""
     from workers.sandbox import run_sandbox
@@ -580,6 +584,46 @@ def signal(who: str, order: str, name: str, data: str) -> None:
     click.echo(f"order {found['id']} knows {name}{': it goes on' if woken else ''}", err=True)
 
 
+@main.command("do")
+@click.argument("order")
+@click.argument("command", required=False)
+@click.option("--data", default="{}", metavar="JSON", help="What goes with it: a JSON object.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def do_command(who: str, order: str, command: str | None, data: str, yes: bool) -> None:
+    """Do COMMAND to ORDER at its remote system, beside its plan. Without COMMAND: list what can be done.
+
+    Says first what would be done, and asks."""
+    from workers import operators
+
+    with _fleet(read_settings()) as fleet:
+        found = operators.find_order(fleet.ledger, order)
+        known = operators.commands_of(_system(found))
+        if command is None:
+            for name, one in known.items():
+                click.echo(f"{name}: {one.help}")
+            return
+        if command not in known:
+            raise click.UsageError(operators.no_such_command(found, command, known))
+        doing = operators.Doing(fleet, found, command, known[command], _json_object(data), who)
+        click.echo(doing.ask(), err=True)
+        if not yes:
+            if not sys.stdin.isatty():
+                raise click.UsageError("nobody can be asked here: add --yes to do it")
+            click.confirm("Do it?", abort=True, err=True)
+        click.echo(f"order {found['id']}: {doing.run()}", err=True)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text, parse_float=Decimal)
+    except ValueError as error:
+        raise click.UsageError(f"--data is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise click.UsageError('--data: give a JSON object, as {"title": "..."}')
+    return value
+
+
 @main.command()
 @click.argument("order")
 @click.pass_obj
@@ -596,10 +640,8 @@ def cancel(who: str, order: str) -> None:
 
 
 def _system(order: dict[str, Any]) -> Any:
-    from workers.bootstrap import SYSTEMS as BUILT
-
-    built = BUILT.get(order["system"])
-    return built[0] if built is not None else None
+    wiring = SYSTEMS.get(order["system"])
+    return wiring.system if wiring is not None else None
 
 
 @main.command()

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,10 @@ from ledger.connection import Ledger
 from ledger.queries import Ended, Rows
 from ledger.records import Claim
 from orders.errors import StepError
-from orders.outcomes import Planned
+from orders.outcomes import Planned, alternatives
 from orders.states import FINISHED, IN_FLIGHT, State
 from tasks import erp
-from tasks.base import PREVIEWS, Effect, Fleet, Job, Preview, System, already, call, irreversible
+from tasks.base import PREVIEWS, Account, Command, Effect, Fleet, Job, Preview, System, already, call, irreversible
 
 Row = dict[str, Any]
 
@@ -148,8 +148,8 @@ def _preview(fleet: Fleet, order: Row, claim: Claim, last: Ended | None, come: f
     awaits = claim.plan[claim.position].awaits
     if order["state"] == State.IN_DOUBT and claim.position == order["position"]:
         return irreversible(f"may have happened: {order['error']}")
-    if awaits is not None and awaits not in come:
-        return call(f"waits for {awaits} first")
+    if awaits is not None and come.isdisjoint(alternatives(awaits)):
+        return call(f"waits for {' or '.join(alternatives(awaits))} first")
     if claim.step not in PREVIEWS:
         return _by_last_try(last)
     try:
@@ -205,7 +205,8 @@ def release(ledger: Ledger, order: Row, system: System | None, who: str) -> str:
 def signal_names(ledger: Ledger, order: Row) -> tuple[str, ...]:
     """The signals an operator may give this order: what an ERP tells, a payment, and whatever its plan waits for."""
     awaited = (step["awaits"] for step in queries.plan_of(ledger, order["id"]))
-    return tuple(dict.fromkeys([*KINDS, "paid", *(name for name in awaited if name is not None)]))
+    names = (name for awaits in awaited if awaits is not None for name in alternatives(awaits))
+    return tuple(dict.fromkeys([*KINDS, "paid", *names]))
 
 
 def read_signal_data(ledger: Ledger, order: Row, name: str, text: str) -> dict[str, Any]:
@@ -237,6 +238,61 @@ def cancel(ledger: Ledger, order: Row, system: System | None, who: str) -> str:
     if state is None:
         raise NotPossible(_over(ledger, order["id"]))
     return state
+
+
+# -- what a system offers beside the plan ------------------------------------------------------------------------------
+
+
+def commands_of(system: System | None) -> Mapping[str, Command]:
+    """What an operator may do to an order of this system at its remote, by name."""
+    return system.commands if system is not None else {}
+
+
+def no_such_command(order: Row, name: str, known: Mapping[str, Command]) -> str:
+    """Words for a command that is not there."""
+    offered = f"there are {', '.join(known)}" if known else f"{order['system']} offers none"
+    return f"there is no command {name!r} for {full_name(order)}: {offered}"
+
+
+class Doing:
+    """One command of an operator for one order. Audited before and after, so that one that was cut off shows."""
+
+    def __init__(self, fleet: Fleet, order: Row, name: str, command: Command, data: dict[str, Any], who: str) -> None:
+        self._ledger = fleet.ledger
+        self._order = order["id"]
+        self._name = name
+        self._command = command
+        self._data = data
+        self._who = who
+        plan = queries.plan_of(fleet.ledger, order["id"])
+        claim = _as_if_claimed(order, plan, min(order["position"], len(plan) - 1))
+        self._job = Job(fleet.ledger, claim)
+        self._account = fleet.accounts.get((order["system"], order["account"]))
+
+    def ask(self) -> str:
+        """What would be done. Raises `NotPossible`, and errors of `orders.errors`."""
+        return self._command.ask(self._job, self._talking_to(), self._data)
+
+    def run(self) -> str:
+        """Do it; what was done. Raises as `ask`."""
+        account = self._talking_to()
+        records.write_audit(self._ledger, self._who, self._name[:32], self._order, f"begun: {_shown(self._data)}")
+        try:
+            said = self._command.run(self._job, account, self._data)
+        except StepError as error:
+            records.write_audit(self._ledger, self._who, self._name[:32], self._order, f"failed: {error.reason}")
+            raise
+        records.write_audit(self._ledger, self._who, self._name[:32], self._order, said)
+        return said
+
+    def _talking_to(self) -> Account:
+        if self._account is None:
+            raise NotPossible("its account is not set up here: see `orderfleet doctor`")
+        return self._account
+
+
+def _shown(data: dict[str, Any]) -> str:
+    return json.dumps(data, default=str, ensure_ascii=False)[:1000]
 
 
 def _over(ledger: Ledger, order_id: int) -> str:

@@ -5,13 +5,13 @@ import signal
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import structlog
-from flask import Flask
 
-from sandbox import base, cloudsuite, erp
+from sandbox import base, erp
+from workers.systems import NAMES
 
 RATE = 1.5
 """Orders a second, over all imitations. About one in ten is odd: unpaid, offline, a twin, unknown goods."""
@@ -23,30 +23,6 @@ SHIP_AFTER_SECONDS = 3.0
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Imitation:
-    """One system: its application, and the settings that point a fleet at `url`."""
-
-    create: Callable[[], Flask]
-    settings: Callable[[str], dict[str, str]]
-
-
-def _cloudsuite(url: str) -> dict[str, str]:
-    known = cloudsuite.Options()
-    return {
-        "CLOUDSUITE_URL": url,
-        "CLOUDSUITE_TOKEN_URL": url + cloudsuite.TOKEN_PATH,
-        "CLOUDSUITE_CLIENT_ID": known.client_id,
-        "CLOUDSUITE_CLIENT_SECRET": known.client_secret,
-        "CLOUDSUITE_POLL_SECONDS": "2",
-    }
-
-
-IMITATIONS: dict[str, Imitation] = {
-    "cloudsuite": Imitation(cloudsuite.create_app, _cloudsuite),
-}
-"""By system: a sixth is added here."""
-
 FLEET = {"ERP_POLL_SECONDS": "1"}
 """What the fleet is told beside the systems' own settings."""
 
@@ -55,8 +31,14 @@ def fleet_settings(ports: Mapping[str, int]) -> dict[str, str]:
     """The environment that points a fleet at the imitations on these ports of loopback, by system."""
     environment = dict(FLEET)
     for system, port in ports.items():
-        environment |= IMITATIONS[system].settings(f"http://127.0.0.1:{port}")
+        environment |= imitation(system).fleet_settings(f"http://127.0.0.1:{port}")
     return environment
+
+
+def imitation(system: str) -> Any:
+    """The module that imitates a system: `create_app()`, `fleet_settings(url)`, and `point_at(app, web)` if it sends
+    something by itself. Looked up by name, like the system's other files."""
+    return import_module(f"sandbox.{system}")
 
 
 def run_sandbox(
@@ -65,19 +47,21 @@ def run_sandbox(
     rate: float = RATE,
     faults: float = FAULTS,
     erp_url: str | None = None,
+    web: str | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Run the imitations until told to stop (SIGTERM, SIGINT), and print the settings that point a fleet at them.
 
     `ports`: by system, those left out get a free one. `rate`: orders a second over all systems (0: none come).
-    `faults`: the share of requests that misbehave. `erp_url`: the staging tables on which to play the ERP."""
+    `faults`: the share of requests that misbehave. `erp_url`: the staging tables on which to play the ERP. `web`: the
+    fleet's web server, where webhooks go."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *told: stop.set())
     with ExitStack() as stack:
         listening = {}
-        for system, imitation in IMITATIONS.items():
-            server = _serve(imitation, (ports or {}).get(system, 0), rate / len(IMITATIONS), faults)
+        for system in NAMES:
+            server = _serve(imitation(system), (ports or {}).get(system, 0), rate / len(NAMES), faults, web)
             stack.callback(server.stop)
             listening[system] = server.port
         _introduce(listening, rate, faults, erp_url, say)
@@ -87,10 +71,12 @@ def run_sandbox(
             erp.run(erp_url, stop, ship_after_seconds=SHIP_AFTER_SECONDS)
 
 
-def _serve(imitation: Imitation, port: int, rate: float, faults: float) -> base.Server:
-    app = imitation.create()
+def _serve(system: Any, port: int, rate: float, faults: float, web: str | None) -> base.Server:
+    app = system.create_app()
     control = base.control_of(app)
     server = base.serve(app, port=port)
+    if web is not None and hasattr(system, "point_at"):
+        system.point_at(app, web)
     if faults > 0:
         control.faults.set([base.FaultRule(rate=faults, kinds=KINDS_OF_FAULT)])
     if rate > 0:

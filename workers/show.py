@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orders.outcomes import alternatives
 from orders.states import FINISHED, NEEDS_A_PERSON, State
 from tasks.base import Effect
 from workers.doctor import Check, Level
@@ -118,8 +119,12 @@ def _state(order: Row) -> Text:
 
 def _why(order: Row) -> str:
     if order["state"] == State.WAITING and not order["error"]:
-        return f"waits for {order['awaits']}"
+        return f"waits for {_either(order['awaits'])}"
     return order["error"] or ""
+
+
+def _either(awaits: str | None) -> str:
+    return " or ".join(alternatives(awaits or ""))
 
 
 def order_page(order: Row, plan: Iterable[Row], timeline: Iterable[Row], now: datetime) -> RenderableType:
@@ -154,6 +159,8 @@ def _when(order: Row, now: datetime) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return "; ".join(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -164,7 +171,7 @@ def _plan(order: Row, plan: Iterable[Row]) -> Table:
     for step in plan:
         here = step["position"] == order["position"] and order["state"] not in FINISHED
         mark = "▸" if here else "✓" if step["position"] < order["position"] else "·"
-        awaits = f"needs {step['awaits']}" if step["awaits"] else ""
+        awaits = f"needs {_either(step['awaits'])}" if step["awaits"] else ""
         table.add_row(safe(f"{mark} {step['name']}", "bold" if here else ""), Text(awaits, "dim"))
     return table
 

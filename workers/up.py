@@ -28,9 +28,10 @@ from ledger.migrate import migrate
 from orders.errors import StepError
 from workers.embedded import EmbeddedBroker, NotAnswering, free_port, new_broker
 from workers.live import Scene, View, Watch, open_view
-from workers.sandbox import IMITATIONS, fleet_settings
-from workers.settings import SANDBOX_FILE, SYSTEMS, Bind, Settings, names_a_place, read_settings
+from workers.sandbox import fleet_settings
+from workers.settings import SANDBOX_FILE, Bind, Settings, names_a_place, read_settings
 from workers.supervisor import Command, Supervisor, last_words, rotate
+from workers.systems import SYSTEMS
 
 MOST_WORKERS = 4
 FLEET_STOP_SECONDS = 6.0
@@ -99,7 +100,7 @@ def sandbox_plan(home: Path, environment: Mapping[str, str]) -> Plan:
     """A fleet for the imitations, with a fresh ledger in `home`. Raises `CannotStart` without free ports."""
     ignored = tuple(sorted(name for name, value in environment.items() if value.strip() and names_a_place(name)))
     kept = {name: value for name, value in environment.items() if not names_a_place(name)}
-    ports = {system: free_port() for system in IMITATIONS}
+    ports = {system: free_port() for system in SYSTEMS}
     (home / SANDBOX_FILE).unlink(missing_ok=True)  # of one that was killed
     settings = read_settings({**fleet_settings(ports), **kept, "ORDERFLEET_HOME": str(home)})
     webhooks = _next_free(settings.webhooks, "WEBHOOKS_BIND")
@@ -316,7 +317,8 @@ class Up:
         cli = (sys.executable, "-m", "workers.cli")
         if self._plan.imitations is not None:
             ports = [f"--port={system}={port}" for system, port in self._plan.imitations.items()]
-            yield "sandbox", (*cli, "sandbox", *ports, f"--erp-url={self._settings.erp_url}")
+            web = f"--web=http://{self._settings.webhooks}"
+            yield "sandbox", (*cli, "sandbox", *ports, f"--erp-url={self._settings.erp_url}", web)
         for name in _worker_names(self._settings):
             yield name, (*cli, "worker")
         for name in ("beat", "webhooks", "flower"):

@@ -1,6 +1,6 @@
 """The web process: health, metrics, and whatever receives webhooks. Answers from what it can reach; decides nothing."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from typing import Any
@@ -10,19 +10,26 @@ from flask import Blueprint, Flask, Response, jsonify
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from kombu import Connection
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from ledger import queries
+import webhooks.base
+from ledger import queries, records
 from ledger.connection import Ledger
 from ledger.migrate import pending
+from orders.arrival import Arrival
 from tasks.dispatch import BrokerAway
+from webhooks.base import NotKept
+from workers.bell import Bell, build_bell
 from workers.celery import broker_errors
 from workers.pace import Paced
 from workers.settings import Settings, read_settings, with_broker
+from workers.systems import SYSTEMS
+from workers.systems.base import Inbound, Wiring
 from workers.tally import FINISHED, Backlog, Tally
 
 THREADS = 16
@@ -34,19 +41,68 @@ STOP_SECONDS = 5
 log = structlog.get_logger(__name__)
 
 
-def create_app(settings: Settings, receivers: Iterable[Blueprint] = ()) -> Flask:
-    """The WSGI application; connects to nothing before the first request. `receivers`: one per system that pushes."""
+def create_app(
+    settings: Settings, receivers: Iterable[Blueprint] = (), systems: Mapping[str, Wiring] = SYSTEMS
+) -> Flask:
+    """The WSGI application; connects to nothing before the first request.
+
+    Every system of `systems` that is switched on and pushes is answered; `receivers`: what else is."""
     app = Flask("orderfleet", static_folder=None)
-    ledger = Ledger(settings.database_url, pool_size=THREADS)
+    ledger = Ledger(settings.database_url, pool_size=THREADS + 2)
     checks = [Check("database", lambda: _database(ledger)), Check("broker", lambda: _broker(settings.broker_url))]
     registry = _registry(ledger)
     app.add_url_rule("/healthz", view_func=healthz)
     app.add_url_rule("/readyz", "readyz", lambda: readyz(checks))
     app.add_url_rule("/metrics", "metrics", lambda: Response(generate_latest(registry), mimetype=CONTENT_TYPE_LATEST))
     app.extensions["ledger"] = ledger
-    for receiver in receivers:
-        app.register_blueprint(receiver)
+    app.extensions["bell"] = bell = build_bell(settings, ledger)
+    counted = Counter(
+        "orderfleet_webhooks", "Webhooks by the status of our answer.", ["system", "status"], registry=registry
+    )
+    for blueprint in (*receivers, *_blueprints(settings, systems, ledger, bell, counted)):
+        app.register_blueprint(blueprint)
+    app.register_error_handler(HTTPException, _in_json)
     return app
+
+
+def _blueprints(
+    settings: Settings, systems: Mapping[str, Wiring], ledger: Ledger, bell: Bell, counted: Counter
+) -> Iterator[Blueprint]:
+    """What answers for the systems that are switched on."""
+
+    def count(system: str, status: int) -> None:
+        counted.labels(system, status).inc()
+
+    for name in settings.systems:
+        accounts = [account for account in settings.accounts if account.system == name]
+        wiring = systems[name]
+        if wiring.receiver is not None:
+            yield webhooks.base.blueprint(wiring.receiver(accounts), keeper(ledger, bell), count)
+        if wiring.blueprint is not None:
+            yield wiring.blueprint(Inbound(accounts, ledger, bell.ring))
+
+
+def keeper(ledger: Ledger, bell: Bell) -> webhooks.base.Keep:
+    """Commits what came in, and has it seen to."""
+
+    def keep(system: str, arrivals: Sequence[Arrival]) -> None:
+        try:
+            taken = records.take_in(ledger, system, arrivals)
+        except SQLAlchemyError as error:
+            raise NotKept(f"the ledger did not take it: {str(error)[:300]}") from error
+        bell.ring(system, taken.new)
+        bell.news(system, taken.news)
+
+    return keep
+
+
+def _in_json(error: HTTPException) -> Response:
+    """Errors as JSON, like every other answer; no detail of what went wrong."""
+    answer = jsonify({"error": error.name})
+    answer.status_code = error.code or 500
+    if isinstance(error, MethodNotAllowed) and error.valid_methods:
+        answer.headers["Allow"] = ", ".join(error.valid_methods)
+    return answer
 
 
 def healthz() -> Response:

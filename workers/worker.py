@@ -22,7 +22,7 @@ from tasks.sweep import EVERY, Sweep
 from tasks.ticks import Ticks
 from workers.beat import register_ticks
 from workers.bootstrap import build_fleet
-from workers.celery import Runtime, build_app, queue_depth, send_chain
+from workers.celery import Runtime, build_app, queue_depth, send_chain, send_news
 from workers.settings import Settings
 
 WINDOW_PER_THREAD = 4
@@ -133,7 +133,14 @@ class WorkerRuntime(Runtime):
             window=threads * WINDOW_PER_THREAD,
         )
         self.ticks = Ticks(fleet, self.dispatcher, gates, name)
-        sweep = Sweep(fleet.ledger, self.dispatcher, self.runner, lambda system: queue_depth(app, system), name)
+        sweep = Sweep(
+            fleet.ledger,
+            self.dispatcher,
+            self.runner,
+            lambda system: queue_depth(app, system),
+            lambda system, account: send_news(app, system, account),
+            name,
+        )
         self._housekeeping = Housekeeping(self.dispatcher, sweep, gates, threads)
         self.on_finished = self._housekeeping.finished
 

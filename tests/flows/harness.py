@@ -30,7 +30,9 @@ from tasks.dispatch import Dispatcher
 from tasks.gates import Gates
 from workers.bootstrap import build_fleet
 from workers.celery import build_app, send_chain
+from workers.sandbox import imitation
 from workers.settings import Settings, read_settings
+from workers.web import create_app
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTLED = {*FINISHED, *NEEDS_A_PERSON}
@@ -47,45 +49,55 @@ def wait_for(condition: Callable[[], Any], what: str | Callable[[], str], second
     raise AssertionError(f"not within {seconds:g} s: {what() if callable(what) else what}")
 
 
-class Shop:
-    """The CloudSuite imitation, in this process, behind real HTTP."""
+class Remote:
+    """The imitation of one system, in this process, behind real HTTP."""
 
-    def __init__(self, server: base.Server, app: Flask) -> None:
+    def __init__(self, system: str, server: base.Server, app: Flask) -> None:
+        self.system = system
         self.url = server.url
+        self.app = app
         self.control = base.control_of(app)
-        self._app = app
 
-    def when(self, method: str, act: Callable[[], Any]) -> None:
-        """Act once, when the first such request has been done and before it is answered."""
+    def settings(self) -> dict[str, str]:
+        """The settings that point a fleet at it, with short times."""
+        prefix = self.system.upper()
+        own: dict[str, str] = imitation(self.system).fleet_settings(self.url)
+        return own | {f"{prefix}_POLL_SECONDS": "0.5", f"{prefix}_TIMEOUT": "5", "ERP_POLL_SECONDS": "0.3"}
+
+    def point_at(self, web: str) -> None:
+        """Webhooks go to the web server at `web`."""
+        imitation(self.system).point_at(self.app, web)
+
+    def when(self, method: str, act: Callable[[], Any], path: str = "/") -> None:
+        """Act once, when the first such request (`path`: a part of it) has been done and before it is answered."""
         waiting = [act]
 
         def done(response: Response) -> Response:
-            if request.method == method and request.path.startswith("/api/") and waiting:
+            if (
+                request.method == method
+                and path in request.path
+                and not request.path.startswith(base.CONTROL)
+                and waiting
+            ):
                 waiting.pop()()
             return response
 
-        self._app.after_request_funcs.setdefault(None, []).append(done)
+        self.app.after_request_funcs.setdefault(None, []).append(done)
 
-    def poisons(self, number: int, act: Callable[[int], Any]) -> None:
-        """Act with the caller's port whenever somebody reads order `number`."""
-
-        def before() -> None:
-            if request.path == f"/api/order/{number}/":
-                act(int(request.environ["REMOTE_PORT"]))
-
-        self._app.before_request_funcs.setdefault(None, []).append(before)
-
-    def add(self, count: int, *, seed: int = 1, plain: bool = True, **overrides: Any) -> list[int]:
-        """Invent confirmed orders; `plain`: all paid, all goods known."""
+    def add(self, count: int, *, seed: int = 1, plain: bool = True, **overrides: Any) -> list[Any]:
+        """Invent orders; `plain`: no odd ones among them."""
         backend = self.control.backend
         invented = backend.invent(count, seed, plain)
         return backend.add_orders({**order, **overrides} for order in invented)
 
-    def order(self, number: int) -> dict[str, Any]:
+    def all_orders(self) -> list[dict[str, Any]]:
+        return list(self.control.backend.all_orders())
+
+    def order(self, number: object) -> dict[str, Any]:
         return self.control.backend.one_order(str(number))
 
-    def edit(self, number: int, **patch: Any) -> None:
-        """A person at the shop changes an order."""
+    def edit(self, number: object, **patch: Any) -> None:
+        """A person there changes an order."""
         self.control.backend.edit_order(str(number), patch)
 
     def faults(self, *rules: dict[str, Any]) -> None:
@@ -96,9 +108,29 @@ class Shop:
         effects = self.control.backend.effects.of()
         return not effects or effects[-1].at < time.time() - seconds
 
-    def effects(self, number: int | None = None) -> Counter[str]:
+    def effects(self, number: object | None = None) -> Counter[str]:
         """How often each kind of effect took place."""
         return Counter(kind for effect in self.control.backend.effects.of(number) for kind in effect.kinds)
+
+    def most_per_order(self) -> dict[str, int]:
+        """Of each kind of effect, how often the order with the most of it had it."""
+        return {kind: max(counts.values()) for kind, counts in self.control.backend.effects.per_order().items()}
+
+
+class Shop(Remote):
+    """The CloudSuite imitation."""
+
+    def __init__(self, server: base.Server, app: Flask) -> None:
+        super().__init__("cloudsuite", server, app)
+
+    def poisons(self, number: int, act: Callable[[int], Any]) -> None:
+        """Act with the caller's port whenever somebody reads order `number`."""
+
+        def before() -> None:
+            if request.path == f"/api/order/{number}/":
+                act(int(request.environ["REMOTE_PORT"]))
+
+        self.app.before_request_funcs.setdefault(None, []).append(before)
 
 
 class Fleet:
@@ -177,10 +209,10 @@ class Fleet:
                     return pid
         raise AssertionError(f"nobody calls from port {port}")
 
-    def poll_here(self) -> None:
+    def poll_here(self, system: str = "cloudsuite", account_name: str = "default") -> None:
         """What a worker does at beat's tick, done in this process; nothing is sent."""
-        account = self.fleet.accounts["cloudsuite", "default"]
-        visit = self.fleet.systems["cloudsuite"].poll
+        account = self.fleet.accounts[system, account_name]
+        visit = self.fleet.systems[system].poll
         assert visit is not None
         visit(Visit(self.ledger, account))
 
@@ -272,6 +304,47 @@ class Fleet:
 
 
 @contextmanager
+def a_remote(system: str, **options: Any) -> Iterator[Remote]:
+    """An imitation on a free port; `options` are its knobs."""
+    module = imitation(system)
+    app = module.create_app(module.Options(**options))
+    server = base.serve(app)
+    try:
+        yield Remote(system, server, app)
+    finally:
+        server.stop()
+
+
+@contextmanager
+def a_web(settings: Settings) -> Iterator[str]:
+    """The address of the fleet's web server, in this process."""
+    app = create_app(settings)
+    server = base.serve(app)
+    try:
+        yield server.url
+    finally:
+        server.stop()
+        app.extensions["bell"].stop()
+        app.extensions["ledger"].close()
+
+
+@contextmanager
+def a_fleet(*remotes: Remote, home: Path, broker: str, database: str, **environment: str) -> Iterator[Fleet]:
+    """A fleet for these imitations, whose ERP answers at once, with its web server where they send webhooks; no other
+    process runs yet."""
+    settings = {name: value for remote in remotes for name, value in remote.settings().items()}
+    fleet = Fleet(home, {**settings, "BROKER_URL": broker, "DATABASE_URL": database, **environment})
+    try:
+        with an_erp(fleet.settings.erp_url, ship_after_seconds=0.2), a_web(fleet.settings) as web:
+            for remote in remotes:
+                if hasattr(imitation(remote.system), "point_at"):
+                    remote.point_at(web)
+            yield fleet
+    finally:
+        fleet.close()
+
+
+@contextmanager
 def a_shop(**options: Any) -> Iterator[Shop]:
     """A CloudSuite imitation on a free port."""
     app = cloudsuite.create_app(cloudsuite.Options(**options))
@@ -304,12 +377,4 @@ def an_erp(url: str, **options: Any) -> Iterator[SandboxErp]:
 
 def shop_settings(shop: Shop) -> dict[str, str]:
     """The settings that point a fleet at the imitation."""
-    return {
-        "CLOUDSUITE_URL": shop.url,
-        "CLOUDSUITE_TOKEN_URL": shop.url + cloudsuite.TOKEN_PATH,
-        "CLOUDSUITE_CLIENT_ID": "sandbox",
-        "CLOUDSUITE_CLIENT_SECRET": "sandbox-secret",
-        "CLOUDSUITE_POLL_SECONDS": "0.5",
-        "CLOUDSUITE_TIMEOUT": "5",
-        "ERP_POLL_SECONDS": "0.3",
-    }
+    return shop.settings()

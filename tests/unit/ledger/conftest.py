@@ -6,6 +6,7 @@ import pytest
 
 from ledger import records
 from ledger.connection import Ledger
+from orders.arrival import Arrival
 from orders.outcomes import Planned
 
 PLAN = (Planned("acme.fetch"), Planned("erp.order"), Planned("acme.number", awaits="numbered"), Planned("acme.ship"))
@@ -21,4 +22,4 @@ def ledger(ledger_url: str) -> Iterator[Ledger]:
 @pytest.fixture
 def order(ledger: Ledger) -> int:
     """The id of one new order."""
-    return records.take_in(ledger, "acme", [records.Arrival("default", "1", "row:1", "row", "{}", PLAN, "R-1")]).new[0]
+    return records.take_in(ledger, "acme", [Arrival("default", "1", "row:1", "row", "{}", PLAN, "R-1")]).new[0]

@@ -11,6 +11,7 @@ from ledger import queries, records
 from ledger.connection import Ledger
 from ledger.models import orders, workers
 from ledger.records import Claim, Signal
+from orders.arrival import Arrival
 from orders.outcomes import Done, Planned
 from orders.states import State
 
@@ -18,8 +19,8 @@ PLAN = (Planned("acme.fetch"), Planned("erp.order"), Planned("acme.number", awai
 CANCEL = (Planned("erp.cancel"),)
 
 
-def arrival(external_id: str, *, body: str = "{}", key: str | None = None) -> records.Arrival:
-    return records.Arrival("default", external_id, key or f"row:{external_id}", "row", body, PLAN, f"R-{external_id}")
+def arrival(external_id: str, *, body: str = "{}", key: str | None = None) -> Arrival:
+    return Arrival("default", external_id, key or f"row:{external_id}", "row", body, PLAN, f"R-{external_id}")
 
 
 def shown(ledger: Ledger, order: int) -> dict:
@@ -91,14 +92,14 @@ class TestIntake:
         assert {row["body"] for row in queries.odd_events(ledger)} == {'{"total": 1}', '{"total": 2}'}
 
     def test_the_same_order_number_of_two_accounts_is_two_orders(self, ledger):
-        other = records.Arrival("north", "1", "row:1", "row", "{}", PLAN)
+        other = Arrival("north", "1", "row:1", "row", "{}", PLAN)
         assert len(records.take_in(ledger, "acme", [arrival("1"), other]).new) == 2
 
 
 class TestSetBack:
     """The remote says that an order is still to be done, which ended here."""
 
-    def again(self) -> records.Arrival:
+    def again(self) -> Arrival:
         return replace(arrival("1", key="row:1:later"), due=True)
 
     def test_an_ignored_order_is_taken_up_after_all(self, ledger, order):

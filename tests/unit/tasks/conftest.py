@@ -19,7 +19,8 @@ from erp.sql_tables import erp_event, erp_order, erp_order_line
 from ledger import queries, records
 from ledger.connection import Ledger
 from ledger.models import gates, orders, ticks
-from ledger.records import Arrival, Claim, ToSend
+from ledger.records import Claim, ToSend
+from orders.arrival import Arrival
 from orders.outcomes import Planned
 from orders.states import State
 from sandbox import base, cloudsuite
@@ -33,7 +34,7 @@ from tasks.runner import Ending, Runner
 from tasks.sweep import Sweep
 from tasks.ticks import Ticks
 from tests import services
-from tests.flows.harness import Shop, shop_settings
+from tests.flows.harness import Remote, Shop, a_remote
 from workers.bootstrap import build_fleet
 from workers.settings import read_settings
 
@@ -54,12 +55,18 @@ class Worker:
         self.runner = Runner(fleet, self.pulse, self.gates)
         self.dispatcher = Dispatcher(self.ledger, self.gates, fleet.lanes, self._send, window)
         self.ticks = Ticks(fleet, self.dispatcher, self.gates, name)
-        self.sweep = Sweep(self.ledger, self.dispatcher, self.runner, self._depth, name)
+        self.told_news: list[tuple[str, str]] = []
+        self.sweep = Sweep(self.ledger, self.dispatcher, self.runner, self._depth, self._tell_news, name)
 
     def _send(self, system: str, run: ToSend) -> None:
         if self.broker_away:
             raise BrokerAway("no broker")
         self.queue.append(run)
+
+    def _tell_news(self, system: str, account: str) -> None:
+        if self.broker_away:
+            raise BrokerAway("no broker")
+        self.told_news.append((system, account))
 
     def _depth(self, system: str) -> int:
         if self.broker_away:
@@ -139,43 +146,38 @@ class Look:
 
 
 class Driver(Look):
-    """A worker, a shop and an ERP. Orders are named by their number in the shop."""
+    """A worker, the imitation of a system, and an ERP. Orders are named by their external id."""
 
-    def __init__(self, shop: Shop, environment: dict[str, str], url: str) -> None:
+    def __init__(self, remote: Remote, environment: dict[str, str], url: str) -> None:
         pulses: list[Pulse] = []
-        settings = read_settings(shop_settings(shop) | {"DATABASE_URL": url} | environment)
-        self.shop = shop
-        self.fleet = build_fleet(settings, before_write=lambda: pulses[0].check())
+        self.settings = read_settings(remote.settings() | {"DATABASE_URL": url} | environment)
+        self.remote = remote
+        self.fleet = build_fleet(self.settings, before_write=lambda: pulses[0].check())
         super().__init__(self.fleet.ledger)
         self.fleet.erp.prepare()
         pulses.append(Pulse(self.ledger, "w1"))
         self.worker = Worker(self.fleet, pulse=pulses[0])
         self._hours = 0.0
-        self.erp = SandboxErp(settings.erp_url.partition("?")[0], ship_after_seconds=1.0, clock=lambda: self._hours)
+        erp_url = self.settings.erp_url.partition("?")[0]
+        self.erp = SandboxErp(erp_url, ship_after_seconds=1.0, clock=lambda: self._hours)
 
     def close(self) -> None:
         self.erp.close()
         self.fleet.erp.close()
         for account in self.fleet.accounts.values():
-            account.client.close()
+            if account.client is not None:
+                account.client.close()
         self.ledger.close()
 
-    def add(self, **overrides: Any) -> int:
-        """One confirmed and paid order in the shop, of two lines, taken in by nobody yet."""
-        lines = [_line("124_STUK", 2.0), _line("160_STUK", 3.0)]
-        (number,) = self.shop.control.backend.add_orders([{"order_lines": lines, **overrides}])
-        return int(number)
-
-    def take_in(self, **overrides: Any) -> int:
-        """The same, and polled."""
-        number = self.add(**overrides)
-        self.poll()
-        return number
-
     def poll(self) -> None:
-        """Visit the shop, as beat has it done."""
+        """Visit the remote, as beat has it done, and read what is new of known orders."""
         self.ticks_are_due()
-        assert self.worker.ticks.poll("cloudsuite", "default") == "done"
+        assert self.worker.ticks.poll(self.remote.system, "default") == "done"
+
+    def read_news(self) -> None:
+        """Read known orders again of which there is news, as a webhook has it done."""
+        self.ticks_are_due()
+        self.worker.ticks.news(self.remote.system, "default")
 
     def feed(self) -> None:
         """Read the ERP's events, as beat has it done."""
@@ -205,45 +207,89 @@ class Driver(Look):
             self.worker.sweep.run()
             self.go(ships=ships)
 
-    def shipped(self, **overrides: Any) -> int:
-        """A new order, from the poll to the end."""
-        number = self.take_in(**overrides)
-        self.go(ships=True)
-        return number
-
-    def tell(self, number: int, kind: str, **data: Any) -> None:
+    def tell(self, number: object, kind: str, **data: Any) -> None:
         """The ERP writes an event of its own, and the feed is read."""
-        values = {"external_reference": reference(number), "kind": kind, "data": json.dumps(data), "created_at": now()}
+        values = {
+            "external_reference": self.reference(number),
+            "kind": kind,
+            "data": json.dumps(data),
+            "created_at": now(),
+        }
         with self.ledger.transaction() as connection:
             connection.execute(insert(erp_event).values(values))
         self.feed()
 
-    def in_erp(self, number: int) -> list[dict[str, Any]]:
+    def in_erp(self, number: object) -> list[dict[str, Any]]:
         """The ERP's rows for an order."""
-        wanted = select(erp_order).where(erp_order.c.external_reference == reference(number))
+        wanted = select(erp_order).where(erp_order.c.external_reference == self.reference(number))
         with self.ledger.reading() as connection:
             return [dict(row) for row in connection.execute(wanted).mappings()]
 
-    def erp_lines(self, number: int) -> list[dict[str, Any]]:
-        wanted = select(erp_order_line).where(erp_order_line.c.external_reference == reference(number))
+    def erp_lines(self, number: object) -> list[dict[str, Any]]:
+        wanted = select(erp_order_line).where(erp_order_line.c.external_reference == self.reference(number))
         with self.ledger.reading() as connection:
             return [dict(row) for row in connection.execute(wanted.order_by("position")).mappings()]
 
-    def dies_at(self, number: int) -> None:
+    def dies_at(self, number: object) -> None:
         """Another worker makes the effect of the order's current step, and is gone before it records it."""
         row = self.order(number)
         claim = records.claim(self.ledger, row["id"], row["position"], row["step"], "dead")
         assert claim is not None
         STEPS[claim.step](Job(self.ledger, claim), self.fleet.partner_of(claim))
 
-    def replay(self, number: int, *, position: int | None = None) -> None:
+    def replay(self, number: object, *, position: int | None = None) -> None:
         """An operator's order to try again."""
         row = self.order(number)
         records.replay(self.ledger, row["id"], row["version"], position, "ann")
 
-    def effects(self, number: int) -> Counter[str]:
+    def reference(self, number: object) -> str:
+        """The name that the ERP knows an order by."""
+        return f"{self.remote.system}:default:{number}"
+
+    def effects(self, number: object) -> Counter[str]:
+        """How often each kind of effect took place on an order."""
+        return self.remote.effects(number)
+
+
+class ShopDriver(Driver):
+    """With CloudSuite's shop."""
+
+    def __init__(self, shop: Shop, environment: dict[str, str], url: str) -> None:
+        super().__init__(shop, environment, url)
+        self.shop = shop
+
+    def add(self, **overrides: Any) -> int:
+        """One confirmed and paid order in the shop, of two lines, taken in by nobody yet."""
+        lines = [_line("124_STUK", 2.0), _line("160_STUK", 3.0)]
+        (number,) = self.shop.control.backend.add_orders([{"order_lines": lines, **overrides}])
+        return int(number)
+
+    def take_in(self, **overrides: Any) -> int:
+        """The same, and polled."""
+        number = self.add(**overrides)
+        self.poll()
+        return number
+
+    def shipped(self, **overrides: Any) -> int:
+        """A new order, from the poll to the end."""
+        number = self.take_in(**overrides)
+        self.go(ships=True)
+        return number
+
+    def effects(self, number: object) -> Counter[str]:
         """Writes that reached the shop, by their name alone: patch, put, desadv."""
         return Counter(effect.kinds[0] for effect in self.shop.control.backend.effects.of(number))
+
+
+@contextmanager
+def a_driver_for(system: str, url: str, options: dict[str, Any] | None = None, **environment: str) -> Iterator[Driver]:
+    """A driver of any system; `options` are its imitation's knobs."""
+    with a_remote(system, **(options or {})) as remote:
+        driver = Driver(remote, environment, url)
+        try:
+            yield driver
+        finally:
+            driver.close()
 
 
 def _line(product: str, quantity: float) -> dict[str, Any]:
@@ -261,7 +307,7 @@ def reference(number: object) -> str:
 
 
 @contextmanager
-def a_driver(url: str, shop_options: dict[str, Any] | None = None, **environment: str) -> Iterator[Driver]:
+def a_driver(url: str, shop_options: dict[str, Any] | None = None, **environment: str) -> Iterator[ShopDriver]:
     """A driver on the ledger at `url`; `shop_options` are the imitation's knobs."""
     app = cloudsuite.create_app(cloudsuite.Options(**(shop_options or {})))
     with a_driver_of(app, url, **environment) as driver:
@@ -269,10 +315,10 @@ def a_driver(url: str, shop_options: dict[str, Any] | None = None, **environment
 
 
 @contextmanager
-def a_driver_of(app: Flask, url: str, **environment: str) -> Iterator[Driver]:
+def a_driver_of(app: Flask, url: str, **environment: str) -> Iterator[ShopDriver]:
     """The same with a shop that the test has made."""
     server = base.serve(app)
-    driver = Driver(Shop(server, app), environment, url)
+    driver = ShopDriver(Shop(server, app), environment, url)
     try:
         yield driver
     finally:
@@ -289,19 +335,19 @@ def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def driver(sqlite_url: str) -> Iterator[Driver]:
+def driver(sqlite_url: str) -> Iterator[ShopDriver]:
     with a_driver(sqlite_url) as driver:
         yield driver
 
 
 @pytest.fixture
-def driver_with(sqlite_url: str) -> Iterator[Callable[..., Driver]]:
+def driver_with(sqlite_url: str) -> Iterator[Callable[..., ShopDriver]]:
     """`driver_with(CLOUDSUITE_DELIVERY="desadv")`; `shop_options` are the imitation's knobs. One a test."""
     opened: list[Any] = []
 
-    def open_driver(shop_options: dict[str, Any] | None = None, **environment: str) -> Driver:
+    def open_driver(shop_options: dict[str, Any] | None = None, **environment: str) -> ShopDriver:
         opened.append(a_driver(sqlite_url, shop_options, **environment))
-        driver: Driver = opened[-1].__enter__()
+        driver: ShopDriver = opened[-1].__enter__()
         return driver
 
     yield open_driver
@@ -310,7 +356,7 @@ def driver_with(sqlite_url: str) -> Iterator[Callable[..., Driver]]:
 
 
 @pytest.fixture
-def driver_on_both(ledger_url: str) -> Iterator[Driver]:
+def driver_on_both(ledger_url: str) -> Iterator[ShopDriver]:
     """On SQLite, then on PostgreSQL."""
     with a_driver(ledger_url) as driver:
         yield driver

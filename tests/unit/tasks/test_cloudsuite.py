@@ -15,11 +15,13 @@ import pytest
 from flask import Flask, request
 
 from ledger import queries, records
-from ledger.records import Arrival, Signal
+from ledger.records import Signal
+from orders.arrival import Arrival
 from orders.outcomes import Planned
 from sandbox import cloudsuite
 from sandbox.erp import SandboxErp
-from tests.unit.tasks.conftest import Driver, a_driver_of
+from tests.unit.tasks.conftest import ShopDriver as Driver
+from tests.unit.tasks.conftest import a_driver_of
 
 CHAIN = [
     ("cloudsuite.fetch", "done"),

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ledger import queries, records
+from orders.arrival import Arrival
 from orders.outcomes import Done, Planned
 from tasks.dispatch import Dispatcher
 from tests.unit.tasks.conftest import Acme, Worker
@@ -47,7 +48,7 @@ class TestWindow:
         lanes = (("acme", "acme:north"), ("other", "other:north"))
         dispatcher = Dispatcher(acme.ledger, worker.gates, lanes, lambda system, run: taken.append(system), window=4)
         for system in ("acme", "other"):
-            rows = [records.Arrival("north", str(n), f"row:{n}", "row", "{}", ONE) for n in range(10)]
+            rows = [Arrival("north", str(n), f"row:{n}", "row", "{}", ONE) for n in range(10)]
             records.take_in(acme.ledger, system, rows)
         assert dispatcher.fill() == 8
         assert Counter(taken) == {"acme": 4, "other": 4}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ledger import queries, records
-from ledger.records import Arrival
+from orders.arrival import Arrival
 from orders.errors import Refused, TryLater, Unavailable
 from orders.outcomes import Planned
 from tasks.base import System, Visit

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from ledger import queries, records
 from ledger.connection import Ledger
+from orders.arrival import Arrival
 from orders.outcomes import Done
 from orders.states import State
 from tasks.cloudsuite import PLAN
@@ -41,7 +42,7 @@ class Desk:
         return [self._take_in(external_id, account, system) for external_id in external_ids]
 
     def _take_in(self, external_id: str, account: str, system: str) -> int:
-        row = records.Arrival(account, external_id, f"row:{external_id}", "row", "{}", PLAN, f"R-{external_id}")
+        row = Arrival(account, external_id, f"row:{external_id}", "row", "{}", PLAN, f"R-{external_id}")
         return records.take_in(self.ledger, system, [row]).new[0]
 
     def order(self, order: int) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from sqlalchemy import update
 from ledger import queries, records
 from ledger.connection import Ledger
 from ledger.models import orders
-from ledger.records import Arrival, Claim, Signal, ToSend
+from ledger.records import Claim, Signal, ToSend
+from orders.arrival import Arrival
 from orders.errors import Refused, TryLater
 from orders.outcomes import Again, Done, Ended, Planned, skipped
 from orders.states import State

@@ -11,6 +11,7 @@ from rich.console import Console
 from ledger import records
 from ledger.connection import Ledger
 from ledger.queries import Gate
+from orders.arrival import Arrival
 from orders.outcomes import Planned
 from workers.live import LINE_EVERY, Lines, Page, Scene, Snapshot, Watch, duration, hints, open_view, page, summary
 from workers.supervisor import Status
@@ -140,7 +141,7 @@ def test_the_watch_sees_orders_and_workers_come(ledger):
     now = [0.0]
     watch = Watch(ledger, clock=lambda: now[0])
     assert watch.look() == Snapshot()
-    arrivals = [records.Arrival("default", str(n), f"row:{n}", "row", "{}", PLAN, None) for n in "12"]
+    arrivals = [Arrival("default", str(n), f"row:{n}", "row", "{}", PLAN, None) for n in "12"]
     records.take_in(ledger, "acme", arrivals)
     records.beat(ledger, "worker:1")
     now[0] = 1.0
@@ -154,7 +155,7 @@ def test_the_rate_looks_back_ten_seconds(ledger):
     rates = []
     for second in range(0, 31, 5):
         now[0] = float(second)
-        arrivals = [records.Arrival("default", str(second), f"row:{second}", "row", "{}", PLAN, None)]
+        arrivals = [Arrival("default", str(second), f"row:{second}", "row", "{}", PLAN, None)]
         records.take_in(ledger, "acme", arrivals)
         with ledger.transaction() as connection:
             connection.exec_driver_sql("UPDATE orders SET state = 'done', wake_at = NULL")

@@ -8,6 +8,7 @@ from sqlalchemy import event, update
 from ledger import records
 from ledger.connection import Ledger
 from ledger.models import orders
+from orders.arrival import Arrival
 from orders.outcomes import Planned
 from orders.states import State
 from workers.pace import Paced
@@ -24,7 +25,7 @@ def ledger(ledger_url: str) -> Iterator[Ledger]:
 
 
 def arrive(ledger: Ledger, *external_ids: str, system: str = "acme") -> list[int]:
-    rows = [records.Arrival("default", name, f"row:{name}", "row", "{}", PLAN, None) for name in external_ids]
+    rows = [Arrival("default", name, f"row:{name}", "row", "{}", PLAN, None) for name in external_ids]
     return list(records.take_in(ledger, system, rows).new)
 
 

@@ -19,6 +19,7 @@ from werkzeug.test import TestResponse
 
 from ledger import records
 from ledger.connection import Ledger
+from orders.arrival import Arrival
 from orders.outcomes import Planned
 from tests.services import PrivateValkey
 from workers.embedded import free_port
@@ -143,8 +144,7 @@ def test_a_check_that_hangs_is_not_begun_twice():
 
 def test_metrics_tell_the_ledger(client_of, ledger, ledger_url):
     arrivals = [
-        records.Arrival("default", str(number), f"row:{number}", "row", "{}", (Planned("acme.go"),), None)
-        for number in (1, 2)
+        Arrival("default", str(number), f"row:{number}", "row", "{}", (Planned("acme.go"),), None) for number in (1, 2)
     ]
     records.take_in(ledger, "acme", arrivals)
     records.beat(ledger, "worker:1")
