@@ -41,6 +41,8 @@ _NOW = {
     "mysql": "utc_timestamp(6)",
     "mariadb": "utc_timestamp(6)",
 }
+_WAREHOUSE = ("approved", "picked", "delivered", "collected", "stored")
+_SHELVES = 9
 _CARRIERS = ("Example Post", "Example Freight", "Example Couriers")
 
 
@@ -50,7 +52,7 @@ def _of_these(statement: str) -> TextClause:
 
 _NEW = text(f"SELECT external_reference FROM erp_order WHERE taken_at IS NULL ORDER BY created_at LIMIT {_BATCH}")
 _ORDERS = (
-    "SELECT external_reference, stage, asked_after, taken_at IS NULL FROM erp_order"
+    "SELECT external_reference, stage, asked_after, taken_at IS NULL, reference FROM erp_order"
     " WHERE external_reference IN :references ORDER BY external_reference"
 )
 _LINES = _of_these(
@@ -76,6 +78,7 @@ class _Found:
     stage: str
     asked_after: int
     untaken: bool
+    name: str = ""
     lines: list[_Line] = field(default_factory=list)
     numbered: bool = False
     refused: bool = False
@@ -83,9 +86,11 @@ class _Found:
     shipments: int = 0
     shipped_whole: bool = False
     shipped: dict[str, Decimal] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
 
     def add(self, number: int, kind: str, data: Json) -> None:
         """One event. A refusal counts until a person has the order put again."""
+        self.told.add(kind)
         self.numbered |= kind == "numbered"
         self.refused |= kind == "refused" and number > self.asked_after
         self.cancelled |= kind == "cancelled"
@@ -96,6 +101,10 @@ class _Found:
         self.shipped_whole |= not lines
         for key, quantity in lines.items():
             self.shipped[key] = self.shipped.get(key, Decimal(0)) + Decimal(str(quantity))
+
+    def boxes(self) -> list[str]:
+        """The codes of its boxes: the order's own, counted from 1."""
+        return [f"{self.name}-{number}" for number in range(1, int(sum(line.quantity for line in self.lines)) + 1)]
 
     def remaining(self) -> dict[str, Decimal]:
         """Line key to the quantity still to be shipped."""
@@ -110,7 +119,9 @@ class SandboxErp:
 
     `step` does all that is due now. About every fourth order leaves in two deliveries. Drafts are numbered or
     refused too, because a restaurant order is accepted on the strength of one; only confirmed ones ship. One
-    that is cancelled before anything left is confirmed to be. Run one at a time: numbers are counted here.
+    that is cancelled before anything left is confirmed to be. Orders of the systems in `warehouse` are boxes: instead
+    of shipping, each is approved, picked, delivered, collected and stored, one after another, `ship_after_seconds`
+    apart. Run one at a time: numbers are counted here.
     """
 
     def __init__(
@@ -119,12 +130,14 @@ class SandboxErp:
         *,
         ship_after_seconds: float = 3.0,
         refuse_products: Collection[str] = frozenset({"UNKNOWN-PRODUCT"}),
+        warehouse: Collection[str] = frozenset({"storeganise"}),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Connects to nothing yet. `clock` measures delays only; times in the tables are the database's."""
         self._engine = _open(url)
         self._ship_after = ship_after_seconds
         self._refuse = frozenset(refuse_products)
+        self._warehouse = frozenset(warehouse)
         self._clock = clock
         self._remembers = False
         self._last_number = 0
@@ -156,7 +169,7 @@ class SandboxErp:
                 if kind == "numbered":
                     self._note_number(_decoded(data))
                     unshipped[reference] = None
-                elif kind == "shipped" and (reference in shipped_once or not _decoded(data).get("lines")):
+                elif kind == _WAREHOUSE[-1] or (kind == "shipped" and _was_last(reference, data, shipped_once)):
                     unshipped.pop(reference, None)
                 elif kind == "shipped":
                     shipped_once.add(reference)  # perhaps the first of two: `_ship` will look
@@ -218,6 +231,11 @@ class SandboxErp:
         unfinished: list[str] = []
         with self._writing() as connection:
             for reference, order in self._read(connection, references).items():
+                if reference.partition(":")[0] in self._warehouse:
+                    moved = _next_move(reference, order)
+                    shipments += moved
+                    unfinished += [reference] * bool(moved)
+                    continue
                 remaining = order.remaining()
                 if order.stage != "confirmed" or not remaining:
                     continue
@@ -238,8 +256,8 @@ class SandboxErp:
         wanted = {"references": references}
         orders = connection.execute(_of_these(_ORDERS + lock), wanted)
         found = {
-            reference: _Found(stage, asked_after or 0, bool(untaken))
-            for reference, stage, asked_after, untaken in orders
+            reference: _Found(stage, asked_after or 0, bool(untaken), name or "")
+            for reference, stage, asked_after, untaken, name in orders
         }
         for reference, key, product, quantity in connection.execute(_LINES, wanted):
             if reference in found:
@@ -301,6 +319,23 @@ def _decoded(data: Any) -> Json:
 
 def _event(reference: str, kind: str, data: Json) -> Json:
     return {"reference": reference, "kind": kind, "data": json.dumps(data)}
+
+
+def _was_last(reference: str, data: Any, shipped_once: Collection[str]) -> bool:
+    return reference in shipped_once or not _decoded(data).get("lines")
+
+
+def _next_move(reference: str, order: _Found) -> list[Json]:
+    """What the warehouse does next with an order's boxes; empty when all is done, or it was cancelled."""
+    if order.stage != "confirmed" or order.cancelled:
+        return []
+    kind = next((kind for kind in _WAREHOUSE if kind not in order.told), None)
+    if kind is None:
+        return []
+    data: Json = {} if kind == "approved" else {"items": order.boxes()}
+    if kind == "stored":
+        data["locations"] = {box: f"S{number % _SHELVES + 1}" for number, box in enumerate(order.boxes())}
+    return [_event(reference, kind, data)]
 
 
 def _first_delivery(reference: str, quantities: dict[str, Decimal]) -> dict[str, Decimal] | None:

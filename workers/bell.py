@@ -32,14 +32,18 @@ class Bell:
     """One process's bell. Its thread starts with the first ring, never before a fork."""
 
     def __init__(
-        self, send_orders: Callable[[str, Sequence[int]], object], send_news: Callable[[str, str], object]
+        self,
+        send_orders: Callable[[str, Sequence[int]], object],
+        send_news: Callable[[str, str], object],
+        patience: float = PATIENCE,
     ) -> None:
+        self._patience = patience
         self._send_orders = send_orders
         self._send_news = send_news
         self._waiting: queue.SimpleQueue[tuple[str, int | str] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
-        self._away = threading.Event()
+        self._stopped = threading.Event()
 
     def ring(self, system: str, order_ids: Sequence[int]) -> None:
         """These orders are ready to be sent. Returns at once."""
@@ -51,6 +55,7 @@ class Bell:
 
     def stop(self) -> None:
         """Send what was rung for, and end the thread."""
+        self._stopped.set()
         if self._thread is not None:
             self._waiting.put(None)
             self._thread.join(timeout=5)
@@ -75,7 +80,7 @@ class Bell:
                     return
                 batch.append(more)
             if not self._send(batch):
-                self._away.wait(PATIENCE)
+                self._stopped.wait(self._patience)
 
     def _send(self, batch: Sequence[tuple[str, int | str]]) -> bool:
         """False when the broker or the ledger did not take it: the sweep will see to it."""

@@ -18,7 +18,7 @@ from sandbox.erp import SandboxErp, run
 
 TABLES = (
     """CREATE TABLE erp_order (
-        external_reference VARCHAR(190) PRIMARY KEY, system_name VARCHAR(32), stage VARCHAR(16) NOT NULL,
+        external_reference VARCHAR(190) PRIMARY KEY, reference VARCHAR(190), stage VARCHAR(16) NOT NULL,
         asked_after BIGINT, taken_at {time}, created_at {time} NOT NULL, updated_at {time} NOT NULL)""",
     """CREATE TABLE erp_order_line (
         external_reference VARCHAR(190) NOT NULL, line_key VARCHAR(64) NOT NULL, position INTEGER NOT NULL,
@@ -230,6 +230,23 @@ def test_a_numbered_order_ships_after_its_time(fleet: Fleet):
     assert data["tracking"]
     fleet.seconds += 100
     assert erp.step() == 0
+
+
+def test_boxes_go_through_the_warehouse_also_with_a_restart_in_between(fleet: Fleet):
+    reference = "storeganise:default:0123456789abcdef01234567"
+    fleet.put(reference, lines={"small": ("box-small", "2"), "large": ("box-large", "1")})
+    fleet.run("UPDATE erp_order SET reference = 'V-1001'")
+    for _ in range(7):
+        fleet.erp(ship_after_seconds=5).step()
+        fleet.seconds += 100
+        fleet.erps[-1].step()
+    assert fleet.kinds(reference) == ["numbered", "approved", "picked", "delivered", "collected", "stored"]
+    boxes = ["V-1001-1", "V-1001-2", "V-1001-3"]
+    told = dict(fleet.events(reference))
+    assert told["approved"] == {}
+    assert told["picked"] == told["delivered"] == told["collected"] == {"items": boxes}
+    assert told["stored"]["items"] == boxes
+    assert set(told["stored"]["locations"]) == set(boxes)
 
 
 def test_some_shipments_name_no_lines(fleet: Fleet):

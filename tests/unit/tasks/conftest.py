@@ -18,7 +18,7 @@ from erp.port import open_erp
 from erp.sql_tables import erp_event, erp_order, erp_order_line
 from ledger import queries, records
 from ledger.connection import Ledger
-from ledger.models import gates, orders, ticks
+from ledger.models import events, gates, orders, ticks
 from ledger.records import Claim, ToSend
 from orders.arrival import Arrival
 from orders.outcomes import Planned
@@ -135,6 +135,11 @@ class Look:
         """Polls, the feed and the sweep may take their next turn."""
         with self.ledger.transaction() as connection:
             connection.execute(update(ticks).values(next_at=LONG_AGO))
+
+    def news_gets_old(self) -> None:
+        """Unread news has lain there for long."""
+        with self.ledger.transaction() as connection:
+            connection.execute(update(events).where(events.c.news_at.is_not(None)).values(news_at=LONG_AGO))
 
     def time_passes(self) -> None:
         """Whatever waits for a time is due: retries, rechecks, lost messages, gates, ticks."""

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -12,11 +13,12 @@ from erp.port import ErpOrder, Stage
 from erp.sql_tables import erp_event
 from ledger import queries, records
 from ledger.connection import Ledger
-from orders.model import Order
+from orders.model import Line, Order
 from orders.outcomes import Done, Planned
 from orders.states import State
 from tasks import erp as erp_steps
-from tasks.base import Job
+from tasks.base import Job, System
+from tasks.erp import read_events
 from tests.unit.tasks.conftest import Worker, reference
 
 DOCUMENT = Order(reference="R-1", currency="EUR", lines=()).to_json()
@@ -225,6 +227,64 @@ class TestFeed:
         driver.feed()
         assert driver.state(number) == "queued"
         assert [run.order_id for run in driver.worker.queue] == [driver.order(number)["id"]]
+
+
+class TestRefusalOfADraft:
+    """Where the plan says whom to tell, nobody needs to act."""
+
+    PLAN = (
+        Planned("acme.fetch"),
+        Planned("erp.draft", data={"when_refused": "acme.reject"}),
+        Planned("acme.accept", awaits="numbered"),
+        Planned("erp.order"),
+    )
+
+    def make(self, acme, told):
+        order = Order("R-1", "EUR", (Line("a", 1, "UNKNOWN-PRODUCT", Decimal(1)),))
+        acme.step("acme.fetch", lambda job, account: Done(document=order.to_json()))
+        acme.step("acme.reject", lambda job, account: told.append(job.data["reason"]) or Done())
+        acme.step("acme.accept", lambda job, account: Done())
+        acme.take_in("7", plan=self.PLAN)
+
+    def test_by_an_event(self, acme_on_both):
+        told: list[str] = []
+        self.make(acme_on_both, told)
+        worker = acme_on_both.worker()
+        worker.work()
+        assert acme_on_both.order("7")["awaits"] == "numbered"
+        write(acme_on_both.ledger, "acme:north:7", "refused", reason="Unknown product")
+        read_events(acme_on_both.ledger, acme_on_both.fleet.erp, {"acme": System("acme")})
+        worker.work()
+        assert told == ["the ERP refuses the order: Unknown product"]
+        assert acme_on_both.state("7") == State.CANCELLED
+        assert ("erp.cancel", "done") in acme_on_both.attempts("7")
+
+    def test_at_once(self, acme):
+        with acme.ledger.transaction() as connection:
+            connection.exec_driver_sql(
+                "CREATE TRIGGER no_such_goods BEFORE INSERT ON erp_order_line "
+                "BEGIN SELECT RAISE(ABORT, 'no such goods'); END"
+            )
+        told: list[str] = []
+        self.make(acme, told)
+        acme.worker().work()
+        assert len(told) == 1
+        assert "no such goods" in told[0]
+        assert acme.state("7") == State.CANCELLED
+
+    def test_after_the_draft_was_accepted_a_person_must_act(self, acme):
+        told: list[str] = []
+        self.make(acme, told)
+        worker = acme.worker()
+        worker.work()
+        write(acme.ledger, "acme:north:7", "numbered", order_number="SO-1", lines={"a": 10})
+        read_events(acme.ledger, acme.fleet.erp, {"acme": System("acme")})
+        worker.work(hold=["erp.order"])
+        assert acme.order("7")["step"] == "erp.order"
+        write(acme.ledger, "acme:north:7", "refused", reason="credit limit")
+        read_events(acme.ledger, acme.fleet.erp, {"acme": System("acme")})
+        assert acme.state("7") == State.PARKED
+        assert told == []
 
 
 def test_a_job_reads_the_order_once(acme):
