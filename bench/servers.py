@@ -50,7 +50,7 @@ def surroundings(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="orderfleet-bench-")))
         url = stack.enter_context(fresh_database(database, folder, postgresql))
-        broker = stack.enter_context(_redis(folder))
+        broker = stack.enter_context(redis_server(folder))
         remote = stack.enter_context(start_remote(folder, latency_ms))
         yield Place(remote.url, url, broker, work, threads, str(folder)), remote
 
@@ -73,7 +73,7 @@ def fresh_database(kind: str, folder: Path, postgresql: str) -> Iterator[str]:
 
 
 @contextmanager
-def _redis(folder: Path) -> Iterator[str]:
+def redis_server(folder: Path) -> Iterator[str]:
     """A Redis or Valkey that keeps nothing, on a free port."""
     binary = shutil.which("redis-server") or shutil.which("valkey-server") or str(get_binary_path())
     port = _free_port()

@@ -10,7 +10,7 @@ from celery import Celery
 
 from tasks.base import Fleet
 from workers.bootstrap import build_fleet
-from workers.celery import FLEET_QUEUE, build_app, news_task
+from workers.celery import FILL_TASK, FLEET_QUEUE, build_app, news_task
 from workers.settings import Settings
 
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
@@ -30,11 +30,15 @@ def _entry(task: str, seconds: float, **kwargs: str) -> dict[str, Any]:
 
 
 def register_ticks(app: Celery, fleet: Fleet) -> None:
-    """The tasks that the timetable sends. They are tried at the next tick, never by Celery."""
+    """The tasks that the timetable and the bell send. They are tried at the next tick, never by Celery."""
 
     @app.task(name="erp.events", ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
     def erp_events(**unknown: Any) -> str:
         return str(app.runtime.ticks.feed())
+
+    @app.task(name=FILL_TASK, ignore_result=True)  # type: ignore[untyped-decorator]
+    def fill(**unknown: Any) -> str:
+        return f"{app.runtime.dispatcher.fill()} sent"
 
     for system in fleet.systems.values():
         if system.poll is not None:

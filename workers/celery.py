@@ -294,6 +294,16 @@ def send_chain(app: Celery, system: str, run: ToSend) -> None:
         )
 
 
+FILL_TASK = "fleet.fill"
+"""The name of the task that has a worker look for orders that are ready."""
+
+
+def send_fill(app: Celery) -> None:
+    """Have a worker look for orders that are ready, now. Raises `BrokerAway`."""
+    with broker_errors():
+        app.send_task(FILL_TASK, queue=FLEET_QUEUE, ignore_result=True, retry=False)
+
+
 def news_task(system: str) -> str:
     """The name of the task that reads known orders of a system again of which there is news."""
     return f"{system}.news"

@@ -2,8 +2,6 @@
 
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any
 
 from kombu import Connection
 
@@ -18,73 +16,73 @@ from workers.bell import Bell
 
 class Sent:
     def __init__(self) -> None:
-        self.orders: list[tuple[str, list[int]]] = []
+        self.fills = 0
         self.news: list[tuple[str, str]] = []
 
-    def send_orders(self, system: str, ids: Sequence[int]) -> None:
-        self.orders.append((system, list(ids)))
+    def fill(self) -> None:
+        self.fills += 1
 
-    def send_news(self, system: str, account: str) -> None:
+    def tell_news(self, system: str, account: str) -> None:
         self.news.append((system, account))
 
 
-def test_every_order_and_every_account_is_rung_for_once_a_batch():
+def test_one_ring_for_all_that_came_in_meanwhile():
     sent = Sent()
-    bell = Bell(sent.send_orders, sent.send_news)
-    bell.ring("acme", [1, 2])
-    bell.ring("other", [3])
-    bell.news("acme", ["north", "north"])
-    bell.stop()
-    assert sorted(number for _, ids in sent.orders for number in ids) == [1, 2, 3]
-    assert {system for system, ids in sent.orders if 3 in ids} == {"other"}
-    assert set(sent.news) == {("acme", "north")}
+    first, goes_on = threading.Event(), threading.Event()
 
+    def fill() -> None:
+        sent.fill()
+        first.set()
+        goes_on.wait(30)
 
-def test_ringing_never_waits_for_a_broker_that_hangs():
-    hangs = threading.Event()
-    rung = threading.Event()
-
-    def hang(system: str, ids: Sequence[int]) -> None:
-        rung.set()
-        hangs.wait(30)
-
-    bell = Bell(hang, lambda system, account: None)
+    bell = Bell(fill, sent.tell_news, every=0.0)
     bell.ring("acme", [1])
-    assert rung.wait(10)
-    for number in range(2, 5000):  # while the first still hangs
+    assert first.wait(10)
+    for number in range(5000):  # while the first still hangs: nobody waits
         bell.ring("acme", [number])
-    assert not hangs.is_set()
-    hangs.set()
+        bell.news("acme", ["north", "south"])
+    bell.ring("acme", [])
+    goes_on.set()
     bell.stop()
+    assert sent.fills == 2
+    assert sent.news == [("acme", "north"), ("acme", "south")]
+
+
+def test_nothing_to_tell_is_not_told():
+    sent = Sent()
+    bell = Bell(sent.fill, sent.tell_news)
+    bell.ring("acme", [])
+    bell.news("acme", [])
+    bell.stop()
+    assert (sent.fills, sent.news) == (0, [])
 
 
 def test_a_broker_that_is_away_ends_nothing():
-    told: list[Any] = []
+    told: list[str] = []
 
-    def away(system: str, ids: Sequence[int]) -> None:
-        told.append(list(ids))
+    def fill() -> None:
+        told.append("fill")
         if len(told) == 1:
             raise BrokerAway("no broker")
 
-    bell = Bell(away, lambda system, account: None, patience=0.01)
+    bell = Bell(fill, lambda system, account: None, every=0.0, patience=0.01)
     bell.ring("acme", [1])
-    wait_for(lambda: told == [[1]], "the first is tried")
+    wait_for(lambda: len(told) == 1, "the first is tried")
     bell.ring("acme", [2])
-    wait_for(lambda: told == [[1], [2]], "the second is tried")
+    wait_for(lambda: len(told) == 2, "the second is tried")
     bell.stop()
 
 
-def test_a_webhook_s_order_is_in_the_queue_without_any_worker(ledger_url, valkey):
+def test_a_live_worker_is_rung_for_and_nobody_else(ledger_url, valkey):
     web = Receiving(ledger_url, valkey.url)
     try:
-        web.post({"id": 7})
         with Connection(valkey.url) as connection:
-            wait_for(lambda: depth(connection, "acme") == 1, "the order is sent")
-        (row,) = web.states()
-        assert row == "queued"
-        web.post({"id": 7, "more": 1})
-        with Connection(valkey.url) as connection:
-            wait_for(lambda: depth(connection, "fleet") == 1, "a worker is told of the news")
+            web.post({"id": 1})
+            records.beat(web.ledger, "w1")
+            web.post({"id": 2})
+            wait_for(lambda: depth(connection, "fleet") == 1, "a worker is rung for")
+            web.post({"id": 2, "more": 1})
+            wait_for(lambda: depth(connection, "fleet") == 2, "and told of news")
     finally:
         web.close()
 
