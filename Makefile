@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test check bench lint lock clean
+.PHONY: help run install test check without bench lint lock clean
 .DELETE_ON_ERROR:
 
 help: ## list these commands
@@ -32,6 +32,9 @@ test: $(VENV)/.dev ## run the tests; the end says what was left out for want of 
 
 check: ## what CI runs: servers, style, types, layers, then every test with nothing left out
 	@.ci/run
+
+without: $(VENV)/.dev ## check that everything else passes without one system: make without SYSTEM=doshii
+	@$(BIN)/python tests/without.py $(SYSTEM)
 
 bench: $(VENV)/.dev ## measure the fleet beside what one would use instead
 	@$(BIN)/python -m bench $(BENCH_ARGS)

@@ -286,6 +286,18 @@ def unread_news(ledger: Ledger, system: str, account: str, limit: int) -> dict[s
     return news
 
 
+def event_bodies(ledger: Ledger, system: str, account: str, external_id: str, limit: int = 50) -> list[str]:
+    """The bodies of an order's events, newest first."""
+    wanted = (
+        select(events.c.body)
+        .where(events.c.system == system, events.c.account == account, events.c.external_id == external_id)
+        .order_by(events.c.id.desc())
+        .limit(limit)
+    )
+    with ledger.reading() as connection:
+        return list(connection.execute(wanted).scalars())
+
+
 def cursor(ledger: Ledger, name: str) -> str | None:
     """How far a feed or poll has been read."""
     with ledger.reading() as connection:
