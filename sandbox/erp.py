@@ -129,7 +129,7 @@ class SandboxErp:
         url: str,
         *,
         ship_after_seconds: float = 3.0,
-        refuse_products: Collection[str] = frozenset({"UNKNOWN-PRODUCT", "999"}),
+        refuse_products: Collection[str] = frozenset({"UNKNOWN-PRODUCT", "999", "599"}),
         warehouse: Collection[str] = frozenset({"storeganise"}),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
