@@ -50,10 +50,11 @@ def wait_for(condition: Callable[[], Any], what: str | Callable[[], str], second
 
 
 class Remote:
-    """The imitation of one system, in this process, behind real HTTP."""
+    """The imitation of one system, in this process, behind real HTTP, as one account of the fleet."""
 
-    def __init__(self, system: str, server: base.Server, app: Flask) -> None:
+    def __init__(self, system: str, server: base.Server, app: Flask, account: str = "default") -> None:
         self.system = system
+        self.account = account
         self.url = server.url
         self.app = app
         self.control = base.control_of(app)
@@ -62,11 +63,14 @@ class Remote:
         """The settings that point a fleet at it, with short times."""
         prefix = self.system.upper()
         own: dict[str, str] = imitation(self.system).fleet_settings(self.url)
-        return own | {f"{prefix}_POLL_SECONDS": "0.5", f"{prefix}_TIMEOUT": "5", "ERP_POLL_SECONDS": "0.3"}
+        own |= {f"{prefix}_POLL_SECONDS": "0.5", f"{prefix}_TIMEOUT": "5"}
+        if self.account != "default":
+            own = {name.replace(prefix, f"{prefix}_{self.account.upper()}", 1): value for name, value in own.items()}
+        return own | {"ERP_POLL_SECONDS": "0.3"}
 
     def point_at(self, web: str) -> None:
         """Webhooks go to the web server at `web`."""
-        imitation(self.system).point_at(self.app, web)
+        imitation(self.system).point_at(self.app, web, account=self.account)
 
     def when(self, method: str, act: Callable[[], Any], path: str = "/") -> None:
         """Act once, when the first such request (`path`: a part of it) has been done and before it is answered."""
@@ -304,13 +308,13 @@ class Fleet:
 
 
 @contextmanager
-def a_remote(system: str, **options: Any) -> Iterator[Remote]:
+def a_remote(system: str, account: str = "default", **options: Any) -> Iterator[Remote]:
     """An imitation on a free port; `options` are its knobs."""
     module = imitation(system)
     app = module.create_app(module.Options(**options))
     server = base.serve(app)
     try:
-        yield Remote(system, server, app)
+        yield Remote(system, server, app, account)
     finally:
         server.stop()
 
