@@ -13,7 +13,7 @@ import structlog
 from sandbox import base, erp
 from workers.systems import NAMES
 
-RATE = 1.5
+RATE = 5.0
 """Orders a second, over all imitations. About one in ten is odd: unpaid, offline, a twin, unknown goods."""
 FAULTS = 0.03
 """The share of requests that misbehave."""

@@ -21,10 +21,11 @@ from orders.states import State
 from tests.flows.harness import ROOT, wait_for
 from workers.embedded import free_port
 from workers.settings import read_settings, with_broker
+from workers.systems import NAMES
 
 CHILDREN = {"broker", "sandbox", "worker", "beat", "webhooks", "flower"}
 STEPS = {"cloudsuite.fetch", "erp.order", "cloudsuite.state", "cloudsuite.erp_order_number", "cloudsuite.lines"}
-STOPPED = r"(cloudsuite:\d+) stopped at (\S+): (.+); then: (.+)"
+STOPPED = r"(\w+:\w+) stopped at (\S+): (.+); then: (.+)"
 PASSWORD = ("operator", "for-this-test")
 
 
@@ -143,6 +144,20 @@ def tasks_of(flower: str) -> list[dict[str, Any]]:
     return list(answer.json().values())
 
 
+def finishing(webhooks: str) -> set[str]:
+    """The systems of which orders have come to their end."""
+    text = requests.get(f"{webhooks}/metrics", timeout=5).text
+    return set(re.findall(r'orderfleet_orders\{state="finished",system="(\w+)"\} [1-9]', text))
+
+
+def ready(webhooks: str) -> bool:
+    """Whether the web server answers that it is; it starts beside everything else."""
+    try:
+        return requests.get(f"{webhooks}/readyz", timeout=5).status_code == 200
+    except requests.ConnectionError:
+        return False
+
+
 def test_a_newcomer_sees_orders_flow(start):
     real = {"DATABASE_URL": "postgresql://real@127.0.0.1:1/real", "CLOUDSUITE_ACCOUNTS": "real"}
     running = start("--sandbox", **real)
@@ -162,9 +177,7 @@ def test_a_newcomer_sees_orders_flow(start):
 
     webhooks = running.address("webhooks")
     assert requests.get(f"{webhooks}/readyz", timeout=5).json()["checks"] == {"database": "ok", "broker": "ok"}
-    assert (
-        'orderfleet_orders{state="finished",system="cloudsuite"}' in requests.get(f"{webhooks}/metrics", timeout=5).text
-    )
+    wait_for(lambda: finishing(webhooks) == set(NAMES), lambda: f"only {finishing(webhooks)}\n{running.text}")
 
     settings = with_broker(read_settings({"ORDERFLEET_HOME": str(running.home / "sandbox")}))
     with redis.Redis.from_url(settings.broker_url or "") as client:
@@ -256,7 +269,7 @@ def test_without_a_system_it_says_what_to_set(start):
     running = start()
     wait_for(lambda: "no orders yet" in running.text, lambda: str(running.text))
     assert "no system is switched on: set CLOUDSUITE_URL" in running.text
-    assert requests.get(f"{running.address('webhooks')}/readyz", timeout=5).status_code == 200
+    wait_for(lambda: ready(running.address("webhooks")), lambda: str(running.text))
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(10) == 0
     assert running.family() == {}

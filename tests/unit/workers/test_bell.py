@@ -73,18 +73,25 @@ def test_a_broker_that_is_away_ends_nothing():
     bell.stop()
 
 
-def test_a_live_worker_is_rung_for_and_nobody_else(ledger_url, valkey):
+def test_a_live_worker_is_rung_for(ledger_url, valkey):
     web = Receiving(ledger_url, valkey.url)
+    records.beat(web.ledger, "w1")
     try:
         with Connection(valkey.url) as connection:
-            web.post({"id": 1})
-            records.beat(web.ledger, "w1")
             web.post({"id": 2})
             wait_for(lambda: depth(connection, "fleet") == 1, "a worker is rung for")
             web.post({"id": 2, "more": 1})
             wait_for(lambda: depth(connection, "fleet") == 2, "and told of news")
     finally:
         web.close()
+
+
+def test_without_a_worker_nothing_piles_up_in_the_broker(ledger_url, valkey):
+    web = Receiving(ledger_url, valkey.url)
+    web.post({"id": 1})
+    web.close()  # rings for what is left
+    with Connection(valkey.url) as connection:
+        assert depth(connection, "fleet") == 0
 
 
 def test_a_webhook_is_acknowledged_at_once_while_the_broker_is_down(ledger_url):

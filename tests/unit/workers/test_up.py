@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 import pytest
 
 from workers.settings import Bind
+from workers.systems import NAMES
 from workers.up import CannotStart, one_at_a_time, operator_command, real_plan, run_up, sandbox_plan
 
 FREE = {"WEBHOOKS_BIND": "127.0.0.1:0", "FLOWER_BIND": "127.0.0.1:0"}
@@ -40,9 +42,9 @@ def test_a_sandbox_uses_nothing_real(tmp_path):
     assert not {"DATABASE_URL", "BROKER_URL", "ERP_URL", "CLOUDSUITE_ACCOUNTS"} & set(plan.environment)
     assert plan.settings.database_url == plan.settings.erp_url == f"sqlite:///{tmp_path}/ledger.db"
     assert plan.settings.broker_url is None
-    assert [account.url for account in plan.settings.accounts] == [
-        f"http://127.0.0.1:{port}" for port in (plan.imitations or {}).values()
-    ]
+    ports = [urlsplit(account.url).port for account in plan.settings.accounts]
+    assert ports == list((plan.imitations or {}).values())
+    assert [account.system for account in plan.settings.accounts] == list(NAMES)
     assert (plan.settings.concurrency, plan.environment["PATH"]) == (3, "/bin")
     assert f"not used with --sandbox, though set: {', '.join(sorted(REAL))}" in plan.notes
 
