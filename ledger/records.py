@@ -412,12 +412,13 @@ def _with_links(connection: Connection, taken: Sequence[AnyRow]) -> list[ToSend]
 
 
 def _may_go(plan: Iterable[AnyRow], position: int, signalled: str) -> tuple[tuple[int, str], ...]:
-    """From the current step to the first one that still waits for its signal."""
+    """From the current step to the first later one that still waits for its signal. The current one may go: the order
+    is due, if only because its time has come (`Again.after`)."""
     links: list[tuple[int, str]] = []
     for step in plan:
         if step.position < position:
             continue
-        if step.awaits is not None and not is_signalled(signalled, step.awaits):
+        if step.position > position and step.awaits is not None and not is_signalled(signalled, step.awaits):
             break
         links.append((step.position, step.name))
     return tuple(links)

@@ -212,6 +212,21 @@ def test_a_step_goes_on_by_itself_after_a_time(acme_on_both):
     assert [step for step, _ in acme.attempts("7")].count("acme.before") == 1
 
 
+def test_a_step_that_waited_for_a_signal_goes_on_by_itself_too(acme_on_both):
+    acme = acme_on_both
+    ends = iter([Again("shipped", "half of it", after=60.0), Done()])
+    acme.step("acme.end", lambda job, account: next(ends))
+    (order,) = acme.take_in("7", plan=(Planned("acme.end", awaits="completed|shipped"),))
+    records.signal(acme.ledger, [Signal(order, "shipped", "erp:1")])
+    worker = acme.worker()
+    worker.work()
+    assert acme.state("7") == State.WAITING
+    acme.time_passes()
+    worker.sweep.run()
+    worker.work()
+    assert acme.state("7") == State.DONE
+
+
 def test_a_signal_comes_sooner_than_the_time(acme):
     ends = iter([Again("done", after=3600.0), Done()])
     acme.step("acme.track", lambda job, account: next(ends))
