@@ -1,0 +1,723 @@
+"""Doshii: a partner's order from `pending` to the ERP and back to `complete`. Contract: contracts/doshii.md.
+
+Every step reads the order before it writes, and writes with the version it read: a 409 means that somebody was faster,
+and that the step reads and decides again (section 5). An answer that was lost is found by that same read (section 6).
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+from clients.doshii import Doshii
+from ledger import queries, records
+from ledger.connection import Ledger
+from ledger.queries import Known
+from orders.arrival import Arrival
+from orders.errors import Misconfigured, Refused, TryLater
+from orders.model import Order
+from orders.outcomes import Again, Done, Ended, Outcome, Planned, skipped
+from orders.states import State
+from schemas import doshii as schema
+from schemas.doshii import CANCELLED, Payment, RemoteOrder
+from tasks.base import Account, Command, Job, Preview, System, Visit, already, call, preview, step
+from tasks.shipped import all_shipped
+
+Json = dict[str, Any]
+
+OVERLAP = timedelta(minutes=2)
+"""How far a poll of linked orders looks back behind the last one: clocks differ, and rows shift while paging."""
+FIRST_LOOK = timedelta(days=1)
+SEARCH_BACK = timedelta(days=7)
+FOLLOW_AGAIN = 900.0
+"""Seconds after which an open order is read again though nobody told us anything: events do get lost."""
+LOOK_AGAIN = 3600.0
+"""Seconds after which an order that a person should look at is read again by itself."""
+CONFLICTS = 3
+"""How often a step reads and decides again at once (section 5)."""
+_TURNED_DOWN = (400, 404, 409)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The settings of one account. `open_item`: the product for items without a POS id. `rejection_code`: None: the
+    one of Doshii's list that says least. `location`: the venue's id, for the probe to compare."""
+
+    currency: str = "AUD"
+    open_item: str | None = None
+    rejection_code: str | None = None
+    location: str | None = None
+
+
+_FOLLOW = (
+    Planned("doshii.follow"),
+    Planned("doshii.complete", awaits="completed|shipped", recheck=FOLLOW_AGAIN),
+)
+_DRAFT = Planned("erp.draft", data={"when_refused": "doshii.reject"})
+_ACCEPT = Planned("doshii.accept", awaits="numbered")
+PLAN = (Planned("doshii.fetch"), _DRAFT, _ACCEPT, Planned("erp.order"), *_FOLLOW)
+_TAKE_OVER = (Planned("erp.draft"), Planned("doshii.approve"))
+"""For appended items, before the ERP order is confirmed. If the ERP refuses them, the order itself stands."""
+
+
+# -- finding an order -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An order as Doshii has it now. `pos_id`: under which it is linked, None if it is not."""
+
+    document: Json
+    remote: RemoteOrder
+    pos_id: str | None
+    payments: tuple[Payment, ...] = ()
+
+    @property
+    def cancelled(self) -> bool:
+        return self.remote.status in CANCELLED
+
+
+@dataclass(frozen=True, slots=True)
+class Finder:
+    """Reads one order, wherever it is by now (trap 7, section 7.5)."""
+
+    ledger: Ledger
+    client: Doshii
+    order_id: int
+    external_id: str
+    facts: Json
+
+    @property
+    def our_id(self) -> str | None:
+        """Our id of the order: the one it was linked under, else the one it will be."""
+        if "pos_id" in self.facts:
+            return str(self.facts["pos_id"])
+        return schema.pos_id(self.facts["erp_number"]) if "erp_number" in self.facts else None
+
+    def find(self) -> Found:
+        """The order: unlinked, under our id, or under whatever id it was linked. Raises `Refused` if it is nowhere."""
+        found = None if "pos_id" in self.facts else self._unlinked()
+        found = found or self._under(self.our_id) or self._searched()
+        if found is None:
+            raise Refused(f"Doshii has no order {self.external_id}, neither unlinked nor linked")
+        return found
+
+    def find_with_payments(self) -> Found:
+        """The same, with its transactions."""
+        found = self.find()
+        documents = (
+            self.client.unlinked_transactions(self.external_id)
+            if found.pos_id is None
+            else self.client.transactions(found.pos_id)
+        )
+        return replace(found, payments=schema.parse_payments(documents))
+
+    def _unlinked(self) -> Found | None:
+        document = _if_there(self.client.unlinked_order, self.external_id)
+        if document is None:
+            return None
+        remote = schema.parse_order(document)
+        return Found(document, remote, remote.pos_id)
+
+    def _under(self, pos_id: str | None) -> Found | None:
+        document = None if pos_id is None else _if_there(self.client.order, pos_id)
+        if document is None:
+            return None
+        remote = schema.parse_order(document)
+        return Found(document, remote, pos_id) if self._is_ours(remote, pos_id) else None
+
+    def _is_ours(self, remote: RemoteOrder, pos_id: str | None) -> bool:
+        if remote.doshii_id is None and pos_id == self.facts.get("pos_id"):
+            return True
+        known = None if remote.doshii_id is not None else queries.document(self.ledger, self.order_id)
+        keys = [line["key"] for line in known["lines"]] if known is not None else ()
+        return schema.is_ours(remote, self.external_id, keys)
+
+    def _searched(self) -> Found | None:
+        """Among the linked ones that changed lately: linked by somebody else, or before our ledger was restored."""
+        since = queries.database_now(self.ledger) - SEARCH_BACK
+        for row in map(schema.parse_row, self.client.orders(updated_from=int(since.timestamp()))):
+            if row.doshii_id == self.external_id:
+                return self._under(row.pos_id)
+        return None
+
+
+def _if_there(read: Callable[[str], Json], order_id: str) -> Json | None:
+    try:
+        return read(order_id)
+    except Refused as refusal:
+        if refusal.status == 404:
+            return None
+        raise
+
+
+def _of(job: Job, account: Account) -> Finder:
+    return Finder(job.ledger, account.client, job.claim.id, job.external_id, job.facts)
+
+
+def _deciding(read: Callable[[], Found], act: Callable[[Found], Outcome]) -> Outcome:
+    """Read, decide, write; and again if the write is turned down and the order has changed: never the old body with
+    another version (section 5). Raises what the write raised if nothing has changed."""
+    before, refusal = None, None
+    for _ in range(CONFLICTS):
+        found = read()
+        if refusal is not None and found == before:
+            raise refusal
+        try:
+            return act(found)
+        except Refused as turned_down:
+            if turned_down.status not in _TURNED_DOWN:
+                raise
+            before, refusal = found, turned_down
+    raise TryLater(f"the order changed {CONFLICTS} times while we decided", status=409)
+
+
+def _cancelled(found: Found) -> Ended:
+    return Ended(f"{found.remote.status} at Doshii", cancelled=True)
+
+
+def _to_order(account: Account, remote: RemoteOrder, *, pending: bool = False) -> Order:
+    """In our words. What cannot be booked may be mended: by a setting, or by the partner."""
+    options: Options = account.options
+    try:
+        return schema.to_order(remote, currency=options.currency, open_item=options.open_item, pending=pending)
+    except Refused as refusal:
+        raise Refused(refusal.reason, recheck=LOOK_AGAIN) from None
+
+
+def _goods(account: Account, remote: RemoteOrder) -> Order:
+    """To compare with what the ERP has: a person may have booked open items there without a setting."""
+    options: Options = account.options
+    return schema.to_order(remote, currency=options.currency, open_item=options.open_item or "an open item")
+
+
+def _text(document: Json) -> str:
+    return json.dumps(document, default=str)
+
+
+def _after(job: Job) -> tuple[Planned, ...]:
+    return job.claim.plan[job.claim.position + 1 :]
+
+
+# -- the poll, and news -----------------------------------------------------------------------------------------------
+
+
+def poll(visit: Visit) -> None:
+    """Take in every unlinked order that is pending, and have read again what changed of known ones (section 7.3).
+
+    This is what finds events that were lost: it runs at start and every minute."""
+    rows = [schema.parse_row(row) for row in visit.account.client.unlinked_orders()]
+    records.take_in(visit.ledger, "doshii", list(_unlinked_arrivals(visit, rows)))
+    _poll_linked(visit)
+
+
+def _unlinked_arrivals(visit: Visit, rows: list[schema.Row]) -> Iterator[Arrival]:
+    """The list holds orders in other states, too (trap 20): those are news of orders that we know."""
+    known = _known(visit, [row for row in rows if row.status in CANCELLED])
+    for row in rows:
+        if row.status == "pending":
+            yield _arrival(visit, row, f"unlinked:{row.doshii_id}", PLAN)
+        elif row.doshii_id in known and not known[row.doshii_id].finished:
+            yield _arrival(visit, row, f"unlinked:{row.doshii_id}:{row.status}")
+
+
+def _poll_linked(visit: Visit) -> None:
+    name = f"doshii.poll:{visit.account.name}"
+    began = queries.database_now(visit.ledger)
+    kept = queries.cursor(visit.ledger, name)
+    last = began - FIRST_LOOK if kept is None else datetime.fromtimestamp(int(kept), UTC)
+    since = int((last - OVERLAP).timestamp())
+    rows = {row.doshii_id: row for row in map(schema.parse_row, visit.account.client.orders(updated_from=since))}
+    records.take_in(visit.ledger, "doshii", list(_linked_arrivals(visit, list(rows.values()))))
+    records.move_cursor(visit.ledger, name, str(int(began.timestamp())))
+
+
+def _linked_arrivals(visit: Visit, rows: list[schema.Row]) -> Iterator[Arrival]:
+    known = _known(visit, rows)
+    for row in rows:
+        order = known.get(row.doshii_id)
+        if order is None:
+            continue  # made at the till, or another's: orders come in unlinked only
+        if row.status in CANCELLED and not order.cancelling:
+            yield _arrival(visit, row, f"linked:{row.doshii_id}:{row.status}")
+        elif row.status == "accepted" and not order.finished:
+            version = _version_of(visit, order)
+            if version != order.facts.get("version"):
+                yield _arrival(visit, row, f"linked:{row.doshii_id}@{version}")
+
+
+def _version_of(visit: Visit, order: Known) -> str:
+    """Rows carry none (section 5). Without it, as when it cannot be read, the review says what is wrong."""
+    try:
+        return _of_known(visit, order).find().remote.version
+    except Refused:
+        return "unreadable"
+
+
+def _known(visit: Visit, rows: list[schema.Row]) -> dict[str, Known]:
+    ids = [row.doshii_id for row in rows]
+    found = (
+        order
+        for at in range(0, len(ids), 500)
+        for order in queries.known_orders(visit.ledger, "doshii", visit.account.name, ids[at : at + 500])
+    )
+    return {order.external_id: order for order in found}
+
+
+def _arrival(visit: Visit, row: schema.Row, key: str, plan: tuple[Planned, ...] = ()) -> Arrival:
+    body = json.dumps({"doshiiId": row.doshii_id, "status": row.status})
+    return Arrival(visit.account.name, row.doshii_id, key, "poll", body, plan, row.doshii_id, news=not plan)
+
+
+def _of_known(visit: Visit, order: Known) -> Finder:
+    return Finder(visit.ledger, visit.account.client, order.id, order.external_id, order.facts)
+
+
+def review(visit: Visit, order: Known) -> str | None:
+    """What came of a known order at Doshii. Its steps read it themselves: late payments and appended items are seen to
+    by `doshii.follow`, which the event has woken. A cancellation must not wait for them, nor must items that the ERP
+    can still take: its draft is not confirmed yet."""
+    finder = _of_known(visit, order)
+    if order.finished:
+        return _too_late(order, finder.find_with_payments())
+    found = finder.find()
+    if found.cancelled:
+        reason = f"{found.remote.status} at Doshii"
+        records.interrupt(visit.ledger, order.id, reason, (Planned("erp.cancel"),), State.CANCELLED)
+    elif found.remote.pending and order.step == "erp.order" and order.state in _NOT_BEGUN:
+        reason = f"the partner appended {_words(found)}: taken in anew"
+        records.interrupt(visit.ledger, order.id, reason, PLAN, State.DONE)
+    return None
+
+
+_NOT_BEGUN = (State.READY, State.QUEUED, State.RETRYING)
+
+
+def _too_late(order: Known, found: Found) -> str | None:
+    if found.cancelled and order.state == State.DONE:
+        return f"{found.remote.status} at Doshii, though it is done here"
+    pending = ", ".join(one.words for one in schema.pending_payments(found.payments))
+    if pending and order.state != State.IGNORED:
+        return f"{pending}: asked for at Doshii, though the order is {order.state} here"
+    return None
+
+
+# -- the steps --------------------------------------------------------------------------------------------------------
+
+
+@step("doshii.fetch")
+def fetch(job: Job, account: Account) -> Outcome:
+    """Read the order and its payments; is it still to be done, and by us?"""
+    finder = _of(job, account)
+    found = finder.find_with_payments()
+    if found.cancelled:
+        return _cancelled(found)
+    if not _by_us(job, finder, found):
+        if found.remote.status == "complete":
+            return Ended("is complete already, and not by us", reference=job.external_id)
+        raise Refused(
+            f"Doshii has the order as {found.remote.status} under the id {found.pos_id}, which we did not give it: "
+            "release the order to go on with it under that id"
+        )
+    flags = [*schema.mismatches(found.remote), *schema.payment_mismatch(found.remote, found.payments)]
+    return Done(
+        detail=f"{found.remote.status}, {len(found.remote.items)} items",
+        facts=job.flagged(*flags) if flags else None,
+        rest=_rest(found),
+        raw=_text(found.document),
+        document=_to_order(account, found.remote).to_json(),
+        reference=job.external_id,
+    )
+
+
+def _by_us(job: Job, finder: Finder, found: Found) -> bool:
+    """Whether the order is still unlinked, or linked by ourselves, or a person says that we go on all the same."""
+    return found.pos_id is None or _is_our_id(finder, found) or bool(job.facts.get("released"))
+
+
+def _is_our_id(finder: Finder, found: Found) -> bool:
+    # An answer may name Doshii's own number where ours is meant (trap 6).
+    return found.pos_id in (finder.our_id, finder.external_id)
+
+
+def _rest(found: Found) -> tuple[Planned, ...]:
+    payments = (Planned("doshii.payments"),) if schema.pending_payments(found.payments) else ()
+    return (_DRAFT, _ACCEPT, *payments, Planned("erp.order"), *_FOLLOW)
+
+
+@step("doshii.accept")
+def accept(job: Job, account: Account) -> Outcome:
+    """Link the order under the ERP's number and accept it, in one write."""
+    finder = _of(job, account)
+    return _deciding(finder.find, partial(_accept, job, account, finder))
+
+
+def _accept(job: Job, account: Account, finder: Finder, found: Found) -> Outcome:
+    if found.cancelled:
+        return _cancelled(found)
+    if found.pos_id is not None:
+        return _linked(job, account, finder, found)
+    if _to_order(account, found.remote) != job.order:
+        return skipped("the partner changed the order meanwhile: it is taken in anew", rest=PLAN)
+    our_id = schema.pos_id(job.facts["erp_number"])
+    answer = account.client.put_unlinked_order(job.external_id, schema.acceptance(found.document, our_id))
+    return _accepted(job, account, found, f"accepted as {our_id}", our_id, answer)
+
+
+def _linked(job: Job, account: Account, finder: Finder, found: Found) -> Outcome:
+    if not _by_us(job, finder, found):
+        raise Refused(
+            f"Doshii has the order under the id {found.pos_id}, ours is {finder.our_id}: somebody else accepted it"
+        )
+    done = _accepted(job, account, found, f"is accepted already, as {found.pos_id}", found.pos_id, found.document)
+    return replace(done, skipped=True)
+
+
+def _accepted(job: Job, account: Account, found: Found, detail: str, our_id: str | None, answer: Json) -> Done:
+    """From here on the order has our id: no other write may be made under it before this is recorded (trap 13)."""
+    done = Done(detail, facts={"pos_id": our_id, "version": answer.get("version")})
+    wanted = _with_pending(account, found.remote)
+    if wanted is None:
+        return done
+    return replace(done, document=wanted.to_json(), rest=(*_TAKE_OVER, *_after(job)))
+
+
+def _with_pending(account: Account, remote: RemoteOrder) -> Order | None:
+    """The order with the items that were appended; None if there are none, or none that can be booked: those are left
+    to `doshii.follow`, where a person sees them."""
+    if not remote.pending or remote.status not in ("pending", "accepted"):
+        return None
+    try:
+        return _to_order(account, remote, pending=True)
+    except Refused:
+        return None
+
+
+@step("doshii.approve")
+def approve(job: Job, account: Account) -> Outcome:
+    """Appended items, which the ERP's draft has by now, become items of the order (7.4)."""
+    return _deciding(_of(job, account).find, partial(_approve, job, account))
+
+
+def _approve(job: Job, account: Account, found: Found) -> Outcome:
+    if found.cancelled:
+        return _cancelled(found)
+    wanted = _with_pending(account, found.remote) or _to_order(account, found.remote)
+    if schema.changes(job.order, wanted):
+        again = (*_TAKE_OVER, *_after(job))
+        return skipped("they changed again: taken over anew", document=wanted.to_json(), rest=again)
+    if not found.remote.pending or found.remote.status != "accepted":
+        return skipped("no items wait for approval")
+    answer = _put_linked(account, found, schema.approval(found.document))
+    return Done(f"approved {_words(found)}", facts={"version": answer.get("version")})
+
+
+def _put_linked(account: Account, found: Found, body: Json) -> Json:
+    """E8, on an order that was just read under this id: it would make a second order of one that is not linked."""
+    if found.pos_id is None:
+        raise Refused("Doshii shows the order as not linked, though it was accepted: nothing is written")
+    answer: Json = account.client.put_order(found.pos_id, body)
+    return answer
+
+
+def _words(found: Found) -> str:
+    return ", ".join(item.words for item in found.remote.pending)
+
+
+@step("doshii.payments")
+def payments(job: Job, account: Account) -> Outcome:
+    """Go ahead with the payments that came with the order, one a run."""
+    return _deciding(_of(job, account).find_with_payments, partial(_pay, job, account))
+
+
+def _pay(job: Job, account: Account, found: Found) -> Outcome:
+    if found.cancelled:
+        return _cancelled(found)
+    payment = schema.agreeable(found.payments, schema.total(found.remote))
+    if payment is None:
+        return skipped("no payment waits for us")
+    _agree(account, found, payment)
+    told = f"went ahead with {payment.words}"
+    return Again("payment", told, more=True) if schema.pending_payments(found.payments)[1:] else Done(told)
+
+
+def _agree(account: Account, found: Found, payment: Payment) -> None:
+    if found.pos_id is None:
+        raise Refused("Doshii shows the order as not linked, though it was accepted: no payment is taken")
+    account.client.put_transaction(payment.id, schema.go_ahead(payment, found.pos_id))
+
+
+@step("doshii.follow")
+def follow(job: Job, account: Account) -> Outcome:
+    """See to what came while the order is open: late payments, one a run, and items appended too late."""
+    return _deciding(_of(job, account).find_with_payments, partial(_follow, job, account))
+
+
+def _follow(job: Job, account: Account, found: Found) -> Outcome:
+    if found.cancelled:
+        return _cancelled(found)
+    payment = schema.agreeable(found.payments, schema.total(found.remote))
+    if payment is not None:
+        _agree(account, found, payment)
+        return Again("payment", f"went ahead with {payment.words}", more=True)
+    if odd := _odd(found):
+        raise Refused(odd, recheck=LOOK_AGAIN)
+    changed = schema.changes(job.order, _goods(account, found.remote))
+    flags = [f"changed at Doshii after the ERP confirmed it: {words}" for words in changed]
+    flags += [f"appended at Doshii, and never answered: {_words(found)}"] if found.remote.pending else []
+    return Done(detail="; ".join(changed) or "nothing new", facts=job.flagged(*flags) if flags else None)
+
+
+def _odd(found: Found) -> str:
+    """What only a person can answer, in words."""
+    words = []
+    if found.remote.pending and found.remote.status == "accepted":
+        words.append(
+            f"the partner appended {_words(found)} after the ERP confirmed the order: add it there and `orderfleet do "
+            "ORDER approve-items`, or `orderfleet do ORDER decline-items`"
+        )
+    if waiting := ", ".join(one.words for one in schema.pending_payments(found.payments)):
+        words.append(
+            f"{waiting}: the order is paid already, or money is to go back: `orderfleet do ORDER accept-payment` or "
+            "`orderfleet do ORDER refuse-payment`"
+        )
+    return "; ".join(words)
+
+
+@step("doshii.complete")
+def complete(job: Job, account: Account) -> Outcome:
+    """Everything has left: the order is complete, if Doshii has not said so already."""
+    if not all_shipped(job):
+        return Again("completed|shipped", "not everything is shipped yet", after=FOLLOW_AGAIN)
+    return _deciding(_of(job, account).find_with_payments, partial(_complete, account))
+
+
+def _complete(account: Account, found: Found) -> Outcome:
+    if found.cancelled:
+        return _cancelled(found)
+    if found.remote.status == "complete":
+        return skipped("is complete already")
+    if found.remote.pending or schema.pending_payments(found.payments):
+        return skipped("there is news of it: that first", rest=_FOLLOW)
+    _put_linked(account, found, schema.completion(found.document))
+    return Done("complete")
+
+
+@step("doshii.reject")
+def reject(job: Job, account: Account) -> Outcome:
+    """The ERP refused, or it or an operator cancelled: the order is cancelled at Doshii, then each open payment is
+    rejected (trap 12), one write a run."""
+    finder = _of(job, account)
+    return _deciding(finder.find_with_payments, partial(_reject, job, account, finder))
+
+
+def _reject(job: Job, account: Account, finder: Finder, found: Found) -> Outcome:
+    reason = _reason(job)
+    if found.pos_id is not None and not _is_our_id(finder, found):
+        return skipped(f"Doshii has it under the id {found.pos_id}, which is not ours: left alone")
+    if found.remote.status == "complete":
+        raise Refused(f"Doshii has the order as complete: it cannot be cancelled there any more ({reason})")
+    if not found.cancelled:
+        _cancel_there(account, finder, found, reason)
+        told = f"cancelled at Doshii: {reason}"
+        return Again("payment", told, more=True) if schema.pending_payments(found.payments) else Done(told)
+    pending = schema.pending_payments(found.payments)
+    if not pending:
+        return skipped(f"is {found.remote.status} already")
+    code = _code(account, "transactions")
+    account.client.put_transaction(pending[0].id, schema.no_payment(pending[0], code, reason))
+    told = f"rejected {pending[0].words}"
+    return Again("payment", told, more=True) if pending[1:] else Done(told)
+
+
+def _reason(job: Job) -> str:
+    return str(job.data.get("reason") or "cancelled by the venue")
+
+
+def _cancel_there(account: Account, finder: Finder, found: Found, reason: str) -> None:
+    body = schema.rejection(found.document, _code(account, "orders"), reason)
+    if found.pos_id is None:
+        account.client.put_unlinked_order(finder.external_id, body)
+    else:
+        _put_linked(account, found, body)
+
+
+def _code(account: Account, entity: str) -> str | None:
+    """What codes mean is not public (3.7): the one that is set, else the one of Doshii's list that says least."""
+    options: Options = account.options
+    if entity == "orders" and options.rejection_code is not None:
+        return options.rejection_code
+    return schema.rejection_code(account.client.rejection_codes(), entity)
+
+
+# -- what a person decides --------------------------------------------------------------------------------------------
+
+
+def _items_to_answer(job: Job, account: Account) -> Found:
+    found = _of(job, account).find()
+    if not found.remote.pending or found.remote.status != "accepted":
+        raise Refused("no items of this order wait for approval")
+    return found
+
+
+def _payment_to_answer(job: Job, account: Account, data: Json) -> tuple[Found, Payment]:
+    found = _of(job, account).find_with_payments()
+    waiting = schema.pending_payments(found.payments)
+    named = [one for one in waiting if data.get("id") in (None, one.id)]
+    if len(named) != 1:
+        raise Refused(
+            f'name one of the payments that wait, as --data \'{{"id": "..."}}\': '
+            f"{', '.join(one.words for one in waiting) or 'there is none'}"
+        )
+    return found, named[0]
+
+
+def _ask_approve(job: Job, account: Account, data: Json) -> str:
+    return f"approve {_words(_items_to_answer(job, account))}: the ERP must have it"
+
+
+def _run_approve(job: Job, account: Account, data: Json) -> str:
+    found = _items_to_answer(job, account)
+    _put_linked(account, found, schema.approval(found.document))
+    return f"approved {_words(found)}"
+
+
+def _ask_decline(job: Job, account: Account, data: Json) -> str:
+    return f"tell the partner that {_words(_items_to_answer(job, account))} will not come"
+
+
+def _run_decline(job: Job, account: Account, data: Json) -> str:
+    found = _items_to_answer(job, account)
+    _put_linked(account, found, schema.refusal_of_items(found.document))
+    return f"declined {_words(found)}"
+
+
+def _ask_accept_payment(job: Job, account: Account, data: Json) -> str:
+    return f"go ahead with {_payment_to_answer(job, account, data)[1].words}: money moves"
+
+
+def _run_accept_payment(job: Job, account: Account, data: Json) -> str:
+    found, payment = _payment_to_answer(job, account, data)
+    _agree(account, found, payment)
+    return f"went ahead with {payment.words}"
+
+
+def _ask_refuse_payment(job: Job, account: Account, data: Json) -> str:
+    return f"reject {_payment_to_answer(job, account, data)[1].words}"
+
+
+def _run_refuse_payment(job: Job, account: Account, data: Json) -> str:
+    _, payment = _payment_to_answer(job, account, data)
+    reason = str(data.get("reason") or "rejected by the venue")
+    account.client.put_transaction(payment.id, schema.no_payment(payment, _code(account, "transactions"), reason))
+    return f"rejected {payment.words}"
+
+
+_COMMANDS = {
+    "approve-items": Command("approve the items that the partner appended", _ask_approve, _run_approve),
+    "decline-items": Command("decline the items that the partner appended", _ask_decline, _run_decline),
+    "accept-payment": Command("go ahead with a payment that waits", _ask_accept_payment, _run_accept_payment),
+    "refuse-payment": Command("reject a payment that waits", _ask_refuse_payment, _run_refuse_payment),
+}
+
+
+# -- what a replay would do -------------------------------------------------------------------------------------------
+
+
+def _ends(found: Found) -> Preview:
+    return already(f"is {found.remote.status} at Doshii: its plan ends here")
+
+
+@preview("doshii.fetch")
+def foresee_fetch(job: Job, account: Account) -> Preview:
+    return call(f"reads the order again: {_of(job, account).find().remote.status}")
+
+
+@preview("doshii.accept")
+def foresee_accept(job: Job, account: Account) -> Preview:
+    finder = _of(job, account)
+    found = finder.find()
+    if found.cancelled:
+        return _ends(found)
+    if found.pos_id is None:
+        return call(f"accepts the order as {finder.our_id or 'the number that the ERP will give'}")
+    if not _by_us(job, finder, found):
+        return call(f"would stop: Doshii has the order under the id {found.pos_id}")
+    return already(f"is accepted already, as {found.pos_id}")
+
+
+@preview("doshii.approve")
+def foresee_approve(job: Job, account: Account) -> Preview:
+    found = _of(job, account).find()
+    if found.cancelled:
+        return _ends(found)
+    return call(f"approves {_words(found)}") if found.remote.pending else already("no items wait for approval")
+
+
+@preview("doshii.payments")
+def foresee_payments(job: Job, account: Account) -> Preview:
+    found = _of(job, account).find_with_payments()
+    if found.cancelled:
+        return _ends(found)
+    payment = schema.agreeable(found.payments, schema.total(found.remote))
+    return already("no payment waits for us") if payment is None else call(f"goes ahead with {payment.words}")
+
+
+@preview("doshii.follow")
+def foresee_follow(job: Job, account: Account) -> Preview:
+    found = _of(job, account).find_with_payments()
+    if found.cancelled:
+        return _ends(found)
+    payment = schema.agreeable(found.payments, schema.total(found.remote))
+    if payment is not None:
+        return call(f"goes ahead with {payment.words}")
+    odd = _odd(found)
+    return call(f"would stop: {odd}") if odd else already("there is nothing new")
+
+
+@preview("doshii.complete")
+def foresee_complete(job: Job, account: Account) -> Preview:
+    found = _of(job, account).find()
+    if found.cancelled:
+        return _ends(found)
+    if found.remote.status == "complete":
+        return already("is complete already")
+    return call("completes the order") if all_shipped(job) else call("waits until everything is shipped")
+
+
+@preview("doshii.reject")
+def foresee_reject(job: Job, account: Account) -> Preview:
+    finder = _of(job, account)
+    found = finder.find_with_payments()
+    if found.pos_id is not None and not _is_our_id(finder, found):
+        return already(f"Doshii has it under the id {found.pos_id}, which is not ours: left alone")
+    if found.remote.status == "complete":
+        return call("would stop: Doshii has the order as complete")
+    if not found.cancelled:
+        return call("cancels the order at Doshii, for good")
+    pending = len(schema.pending_payments(found.payments))
+    return call(f"rejects {pending} payments") if pending else already(f"is {found.remote.status} already")
+
+
+def probe(account: Account) -> str:
+    """Prove address and credentials with one read, and that they are those of the venue that is named."""
+    options: Options = account.options
+    location = account.client.location()
+    if options.location not in (None, location.get("id")):
+        raise Misconfigured(
+            f"the location token is one of {location.get('id')}, and DOSHII_LOCATION_ID is {options.location}"
+        )
+    return f"{location.get('name') or 'the venue'} ({location.get('id')})"
+
+
+SYSTEM = System(
+    name="doshii",
+    poll=poll,
+    review=review,
+    tell_cancelled=(Planned("doshii.reject"),),
+    probe=probe,
+    gate="doshii.fetch",
+    commands=_COMMANDS,
+)
