@@ -1,0 +1,791 @@
+"""Storeganise: valet orders from their booking to the last box on its shelf. Contract: contracts/storeganise.md.
+
+Every step reads the order again before it writes: staff do the same work in the admin UI. After a refusal it reads once
+more, because it may only mean that the work is done already (7).
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from ledger import queries, records
+from ledger.connection import Ledger
+from ledger.queries import Known
+from ledger.records import Signal
+from orders.arrival import Arrival
+from orders.errors import Misconfigured, Refused, TryLater
+from orders.outcomes import Again, Done, Ended, Outcome, Planned, skipped
+from orders.states import State
+from schemas import storeganise as schema
+from schemas.storeganise import Item, RemoteOrder, RemoteStep
+from tasks.base import Account, Command, Job, Preview, System, Visit, already, call, irreversible, preview, step
+
+OVERLAP = timedelta(minutes=10)
+LONG_OVERLAP = timedelta(days=7)
+ROUND = timedelta(hours=20)
+"""How often a poll goes back by the long overlap, and has every unfinished order read again: that a step was completed
+shows in no event, and may not show in the list either."""
+LOOK_AGAIN = 3600.0
+"""Seconds after which what a person should put right in the admin UI is looked at again by itself; news of the order
+has it looked at sooner."""
+READ_FAILED = 200
+"""The status of a `TryLater` that is no fault of the remote: it answered, but what we wrote is not there."""
+REMOTE = "remote:"
+"""The source of a signal that says that staff completed a step begins with this, and the step's id follows."""
+SCANNED = timedelta(days=1)
+"""How far back the list is searched for a job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The settings of one account. `auto_approve`: orders are started, and invoiced, without a word of the ERP."""
+
+    auto_approve: bool = False
+
+
+# -- the poll ---------------------------------------------------------------------------------------------------------
+
+
+def poll(visit: Visit) -> None:
+    """Take in what was updated since the last poll, with an overlap; the first one takes in everything that is open.
+
+    The bound is the server's own newest time, or ours if that is earlier: a wrong clock must not hide orders. All pages
+    are read before any order is taken in."""
+    name = f"storeganise.poll:{visit.account.name}"
+    kept = json.loads(queries.cursor(visit.ledger, name) or "{}")
+    now = queries.database_now(visit.ledger)
+    rounds = "round_at" not in kept or now - datetime.fromisoformat(kept["round_at"]) > ROUND
+    since = None
+    if "newest" in kept:
+        since = _stamp(datetime.fromisoformat(kept["newest"]) - (LONG_OVERLAP if rounds else OVERLAP))
+    pages = list(visit.account.client.orders(updated_after=since))
+    for rows in pages:
+        records.take_in(visit.ledger, "storeganise", [_arrival(visit.account, row) for row in rows])
+    if rounds:
+        _go_round(visit, now)
+        kept["round_at"] = now.isoformat()
+    kept["newest"] = _newest(kept, pages, now)
+    records.move_cursor(visit.ledger, name, json.dumps(kept))
+
+
+def _stamp(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _newest(kept: dict[str, Any], pages: list[list[dict[str, Any]]], now: datetime) -> str:
+    seen = [at for rows in pages for row in rows if (at := _time(row.get("updated"))) is not None]
+    seen += [datetime.fromisoformat(kept["newest"])] if "newest" in kept else []
+    return min(max(seen, default=now), now).isoformat()
+
+
+def _time(text: Any) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _arrival(account: Account, row: dict[str, Any]) -> Arrival:
+    """The key is made of the whole row: what else tells a changed row from an unchanged one is not published."""
+    body = json.dumps(row, default=str, sort_keys=True)
+    state = str(row.get("state"))
+    return Arrival(
+        account=account.name,
+        external_id=str(row["id"]),
+        dedupe_key=f"row:{row['id']}:{schema.digest(body)}"[:190],
+        kind=f"row.{state}"[:64],
+        body=body,
+        plan=() if state in schema.CLOSED else schema.PLAN,
+        reference=None if row.get("sid") is None else str(row["sid"]),
+        news=True,
+    )
+
+
+def _go_round(visit: Visit, now: datetime) -> None:
+    """Have every unfinished order read again."""
+    unfinished = queries.unfinished(visit.ledger, "storeganise", visit.account.name)
+    records.take_in(
+        visit.ledger,
+        "storeganise",
+        [
+            Arrival(known.account, known.external_id, f"round:{known.id}:{_stamp(now)}", "round", "{}", (), news=True)
+            for known in unfinished
+        ],
+    )
+
+
+# -- news of a known order --------------------------------------------------------------------------------------------
+
+
+def review(visit: Visit, known: Known) -> str | None:
+    """Read a known order again: stop it if it is cancelled there, and let it go on where staff completed a step."""
+    if known.external_id.startswith(schema.OF_JOB):
+        if known.finished:  # a further event of the job; else its step sees to it
+            _take_in_order_of(visit.ledger, visit.account, known.external_id)
+        return None
+    if known.step == "storeganise.fetch" and not known.finished:
+        if known.state == State.RUNNING:
+            raise TryLater("it is being read", status=READ_FAILED)
+        return None  # it will be read
+    remote = schema.parse_order(visit.account.client.order(known.external_id))
+    if remote.cancelled:
+        return _stop(visit, known)
+    if known.finished:
+        return _contradiction(known, remote)
+    if not known.cancelling:
+        records.signal(visit.ledger, list(_completed_there(visit.ledger, known, remote)))
+    return None
+
+
+def _stop(visit: Visit, known: Known) -> str | None:
+    if known.state == State.DONE:
+        return f"cancelled in Storeganise, though order {known.id} is done here"
+    if known.state != State.IGNORED:
+        rest = (Planned("erp.cancel"),)
+        records.interrupt(visit.ledger, known.id, "cancelled in Storeganise", rest, State.CANCELLED)
+    return None
+
+
+def _contradiction(known: Known, remote: RemoteOrder) -> str | None:
+    if known.state == State.DONE and remote.open:
+        return f"stands at {remote.open[0].type} in Storeganise, though order {known.id} is done here: replay it"
+    return None
+
+
+def _completed_there(ledger: Ledger, known: Known, remote: RemoteOrder) -> Iterator[Signal]:
+    """A signal for each step that is still planned, waits for one, and is completed there."""
+    stands = queries.position_of(ledger, known.id)
+    for row in queries.plan_of(ledger, known.id):
+        data = json.loads(row["data"])
+        if stands is None or row["position"] < stands[0] or row["awaits"] is None or "step" not in data:
+            continue
+        there = remote.step(data["step"], data["type"])
+        if there is not None and there.completed:
+            yield Signal(known.id, row["awaits"], f"{REMOTE}{there.id}")
+
+
+# -- an event that names a job only (trap 2) --------------------------------------------------------------------------
+
+
+@step("storeganise.resolve")
+def resolve(job: Job, account: Account) -> Outcome:
+    """Find the order of a job, and take it in: this entry only stands for it."""
+    order_id = _take_in_order_of(job.ledger, account, job.external_id)
+    if order_id is None:
+        return Ended("no valet order with this job is to be found; the poll will bring it, if there is one")
+    return Ended(f"only stands for order {order_id}, whose job it is")
+
+
+def _take_in_order_of(ledger: Ledger, account: Account, name: str) -> str | None:
+    job_id = name.removeprefix(schema.OF_JOB)
+    now = queries.database_now(ledger)
+    order_id = _order_of(account, job_id) or _order_in_list(account, job_id, now)
+    if order_id is not None:
+        body = json.dumps({"jobId": job_id, "valetOrderId": order_id})
+        key = f"{schema.OF_JOB}{schema.digest(job_id)}:{_stamp(now)}"
+        arrival = Arrival(account.name, order_id, key, "job", body, schema.PLAN, news=True)
+        records.take_in(ledger, "storeganise", [arrival])
+    return order_id
+
+
+def _order_of(account: Account, job_id: str) -> str | None:
+    try:
+        order_id = account.client.job(job_id).get("valetOrderId")
+    except (Refused, Misconfigured) as error:
+        if error.status not in (400, 403, 404):  # unknown, or a key that may read orders and no jobs
+            raise
+        return None
+    return None if order_id is None else str(order_id)
+
+
+def _order_in_list(account: Account, job_id: str, now: datetime) -> str | None:
+    for rows in account.client.orders(updated_after=_stamp(now - SCANNED), include="job", limit=50):
+        for row in rows:
+            job = row.get("job")
+            inner = job.get("id") if isinstance(job, dict) else None
+            if job_id in (str(row.get("jobId")), str(inner)):
+                return str(row["id"])
+    return None
+
+
+# -- the steps: reading, and starting ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def _looked_at_again() -> Iterator[None]:
+    """What parks an order here is mended in the admin UI: so it is looked at again by itself."""
+    try:
+        yield
+    except Refused as refusal:
+        again = LOOK_AGAIN if refusal.recheck is None else refusal.recheck
+        raise Refused(refusal.reason, status=refusal.status, recheck=again) from refusal
+
+
+def _read(job: Job, account: Account, *, items: bool = False) -> RemoteOrder:
+    return schema.parse_order(account.client.order(job.external_id, items=items))
+
+
+_CANCELLED = Ended("cancelled in Storeganise", cancelled=True)
+
+
+@step("storeganise.fetch")
+@_looked_at_again()
+def fetch(job: Job, account: Account) -> Outcome:
+    """Read the order, and plan one step for each step of its job (trap 6)."""
+    document = account.client.order(job.external_id, items=True)
+    remote = schema.parse_order(document)
+    raw = json.dumps(document, default=str)
+    if remote.cancelled:
+        return Ended("cancelled in Storeganise", cancelled=True, raw=raw, reference=remote.sid)
+    if remote.completed and not job.has_tried("erp.order"):
+        return Ended("is completed already, and not by us", raw=raw, reference=remote.sid)
+    if not remote.steps:
+        return _without_steps(remote)
+    return Done(
+        detail=f"steps: {', '.join(one.type for one in remote.steps)}",
+        rest=(Planned("erp.order"), *_plan(remote.steps, account.options)),
+        raw=raw,
+        document=schema.to_order(remote, _listed(account, remote)).to_json(),
+        reference=remote.sid,
+    )
+
+
+def _without_steps(remote: RemoteOrder) -> Outcome:
+    """Nothing follows from that but to ask again (trap 7)."""
+    if remote.state == "submitted":
+        return Again("created", "is submitted, and has no steps yet", after=LOOK_AGAIN)
+    raise Refused(f"the order is {remote.state}, and its job shows no steps")
+
+
+def _listed(account: Account, remote: RemoteOrder) -> list[Item]:
+    """The items on the order, with their types, in the order in which it lists them."""
+    sids = [item.sid for item in remote.items or ()]
+    found = schema.parse_items(account.client.items(sids))
+    return [found[sid] for sid in sids if sid in found]
+
+
+def _plan(steps: tuple[RemoteStep, ...], options: Options) -> tuple[Planned, ...]:
+    return tuple(_planned(one, options) for one in steps)
+
+
+def _planned(there: RemoteStep, options: Options) -> Planned:
+    """What is completed already waits for nothing: it is passed over, and the timeline says so."""
+    name = f"storeganise.{there.type}" if there.type in schema.SIGNALS else "storeganise.other"
+    waits = not there.completed and not (there.type == schema.START and options.auto_approve)
+    data = {"step": there.id, "type": there.type}
+    return Planned(name, awaits=schema.SIGNALS.get(there.type) if waits else None, data=data)
+
+
+def _turn(job: Job, remote: RemoteOrder) -> RemoteStep | Outcome:
+    """The step of the job that this step of ours completes, if it is the one to act on now; else what that means."""
+    if remote.cancelled:
+        return _CANCELLED
+    there = remote.step(job.data["step"], job.data["type"])
+    if there is None:
+        raise Refused(f"the order's job has no step {job.data['type']} any more: replay it from storeganise.fetch")
+    if there.completed:
+        return skipped("is completed in Storeganise already")
+    if remote.open[0] != there:
+        raise Refused(f"the order stands at {remote.open[0].type}, which comes before {there.type}: complete it there")
+    return there
+
+
+@step("storeganise.order_start")
+@_looked_at_again()
+def order_start(job: Job, account: Account) -> Outcome:
+    """Confirm the order, which makes its invoice: only when it is approved (trap 3)."""
+    remote = _read(job, account)
+    there = _turn(job, remote)
+    return _complete(job, account, remote, there, "started") if isinstance(there, RemoteStep) else there
+
+
+def _complete(job: Job, account: Account, remote: RemoteOrder, there: RemoteStep, detail: str) -> Outcome:
+    """Complete the step of that id, which cannot touch another one. A refusal may mean that it is completed by now, or
+    the order cancelled: the order says."""
+    try:
+        account.client.complete_step(job.external_id, there.id)
+    except Refused:
+        remote = _read(job, account)
+        after = _turn(job, remote)
+        if isinstance(after, RemoteStep):
+            raise
+        return after
+    return Done(detail=detail, rest=_new_rest(job, account, remote, there))
+
+
+def _new_rest(job: Job, account: Account, remote: RemoteOrder, done: RemoteStep) -> tuple[Planned, ...] | None:
+    """Another rest of the plan, should the job have got steps that it does not have."""
+    left = tuple(there for there in remote.open if there != done)
+    planned = {one.data.get("step") for one in job.claim.plan}
+    return None if all(there.id in planned for there in left) else _plan(left, account.options)
+
+
+@step("storeganise.other")
+@_looked_at_again()
+def other(job: Job, account: Account) -> Outcome:
+    """A step of a type that we do not know is for staff; once they have completed it the order goes on."""
+    there = _turn(job, _read(job, account))
+    if not isinstance(there, RemoteStep):
+        return there
+    page = account.client.page_of(job.external_id)
+    raise Refused(f"the step {there.type} is done by staff: complete it at {page}, and the order goes on by itself")
+
+
+# -- the steps: items -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the warehouse told of one step, all its signals together. `everything`: a signal named no items, and means
+    all of them. `last`: no more will come; `kept`: the customer keeps these. `told`: whether it told anything."""
+
+    told: bool
+    items: tuple[str, ...]
+    everything: bool
+    locations: dict[str, str]
+    kept: frozenset[str]
+    last: bool
+
+
+def _report(job: Job, signal: str) -> Report:
+    """A signal's `items` and `locations` add to those before it; `wrong` takes items back that an earlier one named.
+    That staff completed the step is no word of the warehouse's."""
+    told = [one.data for one in job.signals(signal) if not one.source.startswith(REMOTE)]
+    items: dict[str, None] = {}
+    locations: dict[str, str] = {}
+    kept: set[str] = set()
+    everything = False
+    for data in told:
+        locations |= data.get("locations") or {}
+        named = _sids(data, "items") or list(data.get("locations") or {})
+        wrong, stays = _sids(data, "wrong"), _sids(data, "kept")
+        items |= dict.fromkeys(named)
+        items = {sid: None for sid in items if sid not in wrong}
+        kept |= set(stays)
+        everything = everything or not (named or wrong or stays or data.get("last"))
+    last = any(data.get("last") for data in told)
+    return Report(bool(told), tuple(items), everything, locations, frozenset(kept), last)
+
+
+def _sids(data: dict[str, Any], name: str) -> list[str]:
+    value = data.get(name) or []
+    return [value] if isinstance(value, str) else [str(sid) for sid in value]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a step finds: the order, what the warehouse told, and every item told of or on the order, as it is now."""
+
+    remote: RemoteOrder
+    report: Report
+    items: dict[str, Item]
+
+    @property
+    def on_order(self) -> list[Item]:
+        return [item for item in self.items.values() if item.order == self.remote.id]
+
+    @property
+    def picked(self) -> list[Item]:
+        """The boxes that are on the order, or told to be picked for it; not what the customer has at home."""
+        told = set(self.report.items)
+        boxes = (item for item in self.items.values() if item.state != schema.WITH_CUSTOMER)
+        return [item for item in boxes if item.order == self.remote.id or item.sid in told]
+
+
+@dataclass(frozen=True, slots=True)
+class Handling:
+    """One kind of work on items. `amiss`: why an item cannot be meant, or None. `done`: whether it has been worked on.
+    `left`: which items are still to be told of; `all`: which ones a signal without items means."""
+
+    type: str
+    amiss: Callable[[Scene, Item], str | None]
+    done: Callable[[Scene, Item], bool]
+    left: Callable[[Scene], list[str]]
+    all: Callable[[Scene], list[Item]]
+
+    @property
+    def signal(self) -> str:
+        return schema.SIGNALS[self.type]
+
+    def wanted(self, scene: Scene) -> list[str]:
+        """The sids of the items that are to be worked on, done or not."""
+        if not scene.report.everything:
+            return list(scene.report.items)
+        return list(dict.fromkeys([*scene.report.items, *(item.sid for item in self.all(scene))]))
+
+
+def _on_another_order(scene: Scene, item: Item) -> str | None:
+    return f"is on another order, {item.order}" if item.order not in (None, scene.remote.id) else None
+
+
+def _not_on_this_order(scene: Scene, item: Item) -> str | None:
+    return "is not on this order" if item.order is None else _on_another_order(scene, item)
+
+
+def _not_to_collect(scene: Scene, item: Item) -> str | None:
+    if item.owner is not None and item.owner != scene.remote.owner:
+        return "belongs to another customer"
+    return _on_another_order(scene, item)
+
+
+def _not_to_store(scene: Scene, item: Item) -> str | None:
+    place = scene.report.locations.get(item.sid)
+    if item.state == schema.STORED and item.location is not None and place not in (None, item.location):
+        return f"is stored at {item.location} in Storeganise, and the warehouse says {place}"
+    if item.state != schema.STORED and not place:
+        return 'has no location: signal it with {"items": [...], "locations": {"<item>": "<shelf>"}}'
+    return _not_on_this_order(scene, item)
+
+
+def _to_pick(scene: Scene) -> list[str]:
+    short = sum(scene.remote.boxes.values()) - len(scene.picked)
+    return [f"{short} of the boxes asked for"] if short > 0 else []
+
+
+def _stored(scene: Scene, item: Item) -> bool:
+    place = scene.report.locations.get(item.sid)
+    return item.state == schema.STORED and (item.location is None or place in (None, item.location))
+
+
+def _not_collected(scene: Scene) -> list[str]:
+    """Those that the customer may still give back: unless the warehouse says that this was all."""
+    if scene.report.last:
+        return []
+    return [item.sid for item in _in(scene, schema.WITH_CUSTOMER) if item.sid not in scene.report.kept]
+
+
+def _in(scene: Scene, state: str) -> list[Item]:
+    return [item for item in scene.on_order if item.state == state]
+
+
+HANDLINGS = {
+    schema.PICK: Handling(
+        schema.PICK,
+        amiss=_on_another_order,
+        done=lambda scene, item: item.order == scene.remote.id,
+        left=_to_pick,
+        all=lambda scene: scene.on_order,
+    ),
+    schema.DELIVER: Handling(
+        schema.DELIVER,
+        amiss=_not_on_this_order,
+        done=lambda scene, item: item.state == schema.WITH_CUSTOMER,
+        left=lambda scene: [item.sid for item in scene.on_order if item.state != schema.WITH_CUSTOMER],
+        all=lambda scene: scene.on_order,
+    ),
+    schema.COLLECT: Handling(
+        schema.COLLECT,
+        amiss=_not_to_collect,
+        done=lambda scene, item: item.state == schema.TO_WAREHOUSE,
+        left=_not_collected,
+        all=lambda scene: [item for item in scene.on_order if item.sid not in scene.report.kept],
+    ),
+    schema.STORE: Handling(
+        schema.STORE,
+        amiss=_not_to_store,
+        done=_stored,
+        left=lambda scene: [item.sid for item in _in(scene, schema.TO_WAREHOUSE)],
+        all=lambda scene: _in(scene, schema.TO_WAREHOUSE),
+    ),
+}
+
+
+@step("storeganise.items_pickEmptyBoxes")
+def pick(job: Job, account: Account) -> Outcome:
+    """Put the boxes that were picked onto the order."""
+    return _handle(job, account, HANDLINGS[schema.PICK])
+
+
+@step("storeganise.items_deliver")
+def deliver(job: Job, account: Account) -> Outcome:
+    """Tell which boxes the customer has got (trap 4)."""
+    return _handle(job, account, HANDLINGS[schema.DELIVER])
+
+
+@step("storeganise.items_collect")
+def collect(job: Job, account: Account) -> Outcome:
+    """Tell which items were taken from the customer, who may keep some."""
+    return _handle(job, account, HANDLINGS[schema.COLLECT])
+
+
+@step("storeganise.items_store")
+def store(job: Job, account: Account) -> Outcome:
+    """Tell on which shelf each item is."""
+    return _handle(job, account, HANDLINGS[schema.STORE])
+
+
+@_looked_at_again()
+def _handle(job: Job, account: Account, kind: Handling) -> Outcome:
+    """Command the items that need it, look at every one of them, and complete the step once none is left (trap 1)."""
+    remote = _read(job, account, items=True)
+    there = _turn(job, remote)
+    if not isinstance(there, RemoteStep):
+        return there
+    scene = _look(job, account, kind, remote)
+    _check(scene, kind)
+    if undone := _undone(scene, kind):
+        done = _command(job, account, kind, scene, undone)
+        if not isinstance(done, Scene):
+            return done
+        scene = done
+    left = kind.left(scene)
+    if left or not scene.report.told:
+        return Again(kind.signal, f"still to be {kind.signal}: {', '.join(left)}", after=LOOK_AGAIN)
+    return _complete(job, account, remote, there, f"{kind.signal}: {', '.join(kind.wanted(scene))}")
+
+
+def _look(job: Job, account: Account, kind: Handling, remote: RemoteOrder) -> Scene:
+    """The order's items: those it lists, and those that were told of. Types are not in the order's list, and matter to
+    boxes that are picked; should it list nothing at all, every item ever told of is looked for."""
+    report = _report(job, kind.signal)
+    listed = {item.sid: item for item in remote.items or ()}
+    told = dict.fromkeys(report.items)
+    if remote.items is None:
+        told |= {sid: None for name in HANDLINGS for sid in _report(job, schema.SIGNALS[name]).items}
+    asked = [sid for sid in dict.fromkeys([*listed, *told]) if sid not in listed or kind.type == schema.PICK]
+    return Scene(remote, report, listed | schema.parse_items(account.client.items(asked)))
+
+
+def _check(scene: Scene, kind: Handling) -> None:
+    """A wrong item stops the step before anything is written (trap 15)."""
+    words = [f"{sid}: {why}" for sid in kind.wanted(scene) if (why := _amiss(scene, kind, sid)) is not None]
+    if kind.type == schema.PICK:
+        words += schema.not_asked_for(scene.remote.boxes, scene.picked)
+        if scene.report.everything and _to_pick(scene):
+            words.append('the signal names no boxes: signal it with {"items": ["<box>"]}')
+    if words:
+        raise Refused(f"{kind.signal}, but {'; '.join(words)}")
+
+
+def _amiss(scene: Scene, kind: Handling, sid: str) -> str | None:
+    item = scene.items.get(sid)
+    return "there is no such item" if item is None else kind.amiss(scene, item)
+
+
+def _undone(scene: Scene, kind: Handling) -> list[str]:
+    items = {sid: scene.items.get(sid) for sid in kind.wanted(scene)}
+    return [sid for sid, item in items.items() if item is None or not kind.done(scene, item)]
+
+
+def _command(job: Job, account: Account, kind: Handling, scene: Scene, sids: list[str]) -> Scene | Outcome:
+    """Give the command, once for each shelf (trap 13), and look at every item (trap 12): what is there afterwards
+    counts, and not the answer. Repeated commands are refused, and so are those that somebody else was faster with
+    (trap 5)."""
+    refusal = None
+    for place, group in _by_place(kind, scene, sids).items():
+        try:
+            account.client.command_items(schema.COMMANDS[kind.type], group, job.external_id, place)
+        except Refused as error:
+            refusal = error
+    after = replace(scene, items=scene.items | schema.parse_items(account.client.items(sids)))
+    undone = _undone(after, kind)
+    if not undone:
+        return after
+    if refusal is None:
+        raise TryLater(f"{kind.signal}, and does not read so: {', '.join(undone)}", status=READ_FAILED)
+    moved = _turn(job, _read(job, account))
+    if isinstance(moved, RemoteStep):
+        raise refusal
+    return moved
+
+
+def _by_place(kind: Handling, scene: Scene, sids: list[str]) -> dict[str | None, list[str]]:
+    groups: dict[str | None, list[str]] = {}
+    for sid in sids:
+        place = scene.report.locations[sid] if kind.type == schema.STORE else None
+        groups.setdefault(place, []).append(sid)
+    return groups
+
+
+# -- when the ERP or an operator cancels ------------------------------------------------------------------------------
+
+
+@step("storeganise.cancel")
+@_looked_at_again()
+def cancel(job: Job, account: Account) -> Outcome:
+    """There is no call that cancels an order: a person does it in the admin UI, and this step sees that it is done."""
+    remote = _read(job, account)
+    if remote.cancelled:
+        return skipped("is cancelled in Storeganise")
+    raise Refused(f"cancelled here, but not in Storeganise, {_how_to_cancel(job, account, remote)}")
+
+
+def _how_to_cancel(job: Job, account: Account, remote: RemoteOrder) -> str:
+    page = account.client.page_of(job.external_id)
+    if remote.completed:
+        return f"where it is completed: see {page}"
+    return f"where it stands at {remote.open[0].type if remote.open else remote.state}: cancel it at {page}"
+
+
+# -- what operators may do beside the plan ----------------------------------------------------------------------------
+
+
+def _editable(job: Job, account: Account) -> dict[str, Any]:
+    """The order as it is now. Raises `Refused` when nothing of it may be edited any more (3.5)."""
+    document: dict[str, Any] = account.client.order(job.external_id)
+    remote = schema.parse_order(document)
+    if remote.cancelled or remote.completed:
+        raise Refused(f"the order is {'cancelled' if remote.cancelled else 'completed'}: it cannot be edited any more")
+    return document
+
+
+def ask_charge(job: Job, account: Account, data: dict[str, Any]) -> str:
+    """See `tasks.base.Command`."""
+    charge = schema.parse_charge(job.external_id, data)
+    charges = schema.charges_of(_editable(job, account))
+    if schema.count_charge(charges, charge):
+        return 'this charge is there already, nothing would be done; for another one like it add a "key" of its own'
+    return f"adds a charge to the {len(charges)} there are: {charge.quantity} x {charge.amount}, {charge.title}"
+
+
+def run_charge(job: Job, account: Account, data: dict[str, Any]) -> str:
+    """See `tasks.base.Command`. The list of charges goes back whole, from a read just before (trap 16)."""
+    charge = schema.parse_charge(job.external_id, data)
+    before = schema.charges_of(_editable(job, account))
+    if schema.count_charge(before, charge):
+        return f"the charge is there already: {charge.title} [{charge.marker}]"
+    account.client.edit_order(job.external_id, {"charges": [*before, charge.as_json()]})
+    after = schema.charges_of(account.client.order(job.external_id))
+    if not schema.count_charge(after, charge):
+        raise TryLater("the charge was added, and does not read so", status=READ_FAILED)
+    others = schema.other_charges(before, charge)
+    if schema.count_charge(after, charge) > 1 or schema.other_charges(after, charge) != others:
+        page = account.client.page_of(job.external_id)
+        raise Refused(f"the charge was added, and other charges changed with it: put them right at {page}")
+    return f"charged {charge.quantity} x {charge.amount}: {charge.title} [{charge.marker}]"
+
+
+def ask_edit(job: Job, account: Account, data: dict[str, Any]) -> str:
+    """See `tasks.base.Command`."""
+    schema.check_edit(data)
+    changes = schema.edited(_editable(job, account), data)
+    if not changes:
+        return "the order reads so already, nothing would be done"
+    return "; ".join(f"sets {name} to {value!r}, which is {now!r}" for name, (now, value) in changes.items())
+
+
+def run_edit(job: Job, account: Account, data: dict[str, Any]) -> str:
+    """See `tasks.base.Command`."""
+    schema.check_edit(data)
+    changes = schema.edited(_editable(job, account), data)
+    if not changes:
+        return "the order reads so already"
+    account.client.edit_order(job.external_id, data)
+    missing = schema.edited(account.client.order(job.external_id), data)
+    if missing:
+        raise TryLater(f"edited, and does not read so: {', '.join(missing)}", status=READ_FAILED)
+    return f"set {', '.join(changes)}"
+
+
+COMMANDS = {
+    "charge": Command(
+        'add a charge: {"title": "Late fee", "amount": 12.5, "quantity": 1}; the same data twice is one charge, '
+        'a "key" makes it another',
+        ask_charge,
+        run_charge,
+    ),
+    "edit": Command(
+        'change data of the order: {"date": "2026-12-01", "customFields": {"code": "value"}}', ask_edit, run_edit
+    ),
+}
+
+
+# -- what a replay would do -------------------------------------------------------------------------------------------
+
+
+@preview("storeganise.resolve")
+def foresee_resolve(job: Job, account: Account) -> Preview:
+    return call("looks for the order of this job")
+
+
+@preview("storeganise.fetch")
+def foresee_fetch(job: Job, account: Account) -> Preview:
+    remote = _read(job, account)
+    stands = remote.open[0].type if remote.open else "no step"
+    return call(f"reads the order again, which is {remote.state} and stands at {stands}, and plans anew")
+
+
+def _foresee_turn(job: Job, account: Account) -> RemoteStep | Preview:
+    try:
+        there = _turn(job, _read(job, account))
+    except Refused as refusal:
+        return call(f"would stop: {refusal.reason}")
+    if isinstance(there, RemoteStep):
+        return there
+    return already("is cancelled in Storeganise: its plan ends here" if there is _CANCELLED else "is completed already")
+
+
+@preview("storeganise.order_start")
+def foresee_order_start(job: Job, account: Account) -> Preview:
+    there = _foresee_turn(job, account)
+    if isinstance(there, Preview):
+        return there
+    return irreversible("confirms the order, makes its invoice, and it can no longer be cancelled")
+
+
+@preview("storeganise.other")
+def foresee_other(job: Job, account: Account) -> Preview:
+    there = _foresee_turn(job, account)
+    return there if isinstance(there, Preview) else call(f"would stop: staff have not completed {there.type} yet")
+
+
+@preview("storeganise.items_pickEmptyBoxes")
+def foresee_pick(job: Job, account: Account) -> Preview:
+    return _foresee_handling(job, account, HANDLINGS[schema.PICK])
+
+
+@preview("storeganise.items_deliver")
+def foresee_deliver(job: Job, account: Account) -> Preview:
+    return _foresee_handling(job, account, HANDLINGS[schema.DELIVER])
+
+
+@preview("storeganise.items_collect")
+def foresee_collect(job: Job, account: Account) -> Preview:
+    return _foresee_handling(job, account, HANDLINGS[schema.COLLECT])
+
+
+@preview("storeganise.items_store")
+def foresee_store(job: Job, account: Account) -> Preview:
+    return _foresee_handling(job, account, HANDLINGS[schema.STORE])
+
+
+def _foresee_handling(job: Job, account: Account, kind: Handling) -> Preview:
+    there = _foresee_turn(job, account)
+    if isinstance(there, Preview):
+        return there
+    scene = _look(job, account, kind, _read(job, account, items=True))
+    try:
+        _check(scene, kind)
+    except Refused as refusal:
+        return call(f"would stop: {refusal.reason}")
+    undone = _undone(scene, kind)
+    commands = f"{schema.COMMANDS[kind.type]} for {', '.join(undone)}" if undone else "no command, all items are done"
+    return call(f"{commands}; completes {kind.type} once every item is {kind.signal}")
+
+
+@preview("storeganise.cancel")
+def foresee_cancel(job: Job, account: Account) -> Preview:
+    remote = _read(job, account)
+    if remote.cancelled:
+        return already("is cancelled in Storeganise already")
+    return call(f"would stop: {_how_to_cancel(job, account, remote)}")
+
+
+def probe(account: Account) -> str:
+    """Prove address and key with one read."""
+    next(iter(account.client.orders(limit=1)), None)
+    return "valet orders can be read"
+
+
+SYSTEM = System(
+    name="storeganise",
+    poll=poll,
+    review=review,
+    tell_cancelled=(Planned("storeganise.cancel"),),
+    probe=probe,
+    commands=COMMANDS,
+)
