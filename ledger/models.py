@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     ColumnElement,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     SmallInteger,
     String,
@@ -245,4 +248,79 @@ gates = Table(
     Column("reason", Text),
     # Rate limit: when the next call may leave.
     Column("next_call_at", UTC),
+)
+
+# -- orders that are put in at our own door ---------------------------------------------------------------------------
+
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", String(190), primary_key=True),
+    # The next number. Taken in the transaction that uses it: what is rolled back leaves no gap.
+    Column("value", BigInteger, nullable=False),
+)
+
+inbound_tokens = Table(
+    "inbound_tokens",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("system", String(32), nullable=False),
+    Column("holder", String(190), nullable=False),
+    # Never the token itself.
+    Column("digest", String(64), nullable=False),
+    Column("created_at", UTC, nullable=False),
+    UniqueConstraint("digest"),
+    Index("ix_inbound_tokens_holder", "system", "holder", "id"),
+)
+
+inbound_requests = Table(
+    "inbound_requests",
+    metadata,
+    Column("system", String(32), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("order_id", Id, ForeignKey("orders.id", ondelete="CASCADE"), nullable=False),
+    Column("sender", String(64), nullable=False),
+    # Empty again after 30 days: the sender may then use it anew.
+    Column("request_key", String(255)),
+    # Digests of the request: of all of it, of what a blind retry has in common with it, of all but its images.
+    Column("same", String(64), nullable=False),
+    Column("content", String(64), nullable=False),
+    Column("likeness", String(64), nullable=False),
+    Column("place", String(190), nullable=False),
+    Column("search", Text, nullable=False),
+    Column("answer", Text, nullable=False),
+    Column("created_at", UTC, nullable=False),
+    UniqueConstraint("order_id"),
+    UniqueConstraint("system", "sender", "request_key"),
+    Index("ix_inbound_requests_sender", "system", "sender", "number"),
+    Index("ix_inbound_requests_same", "system", "sender", "same"),
+    Index("ix_inbound_requests_likeness", "system", "sender", "likeness"),
+)
+
+inbound_images = Table(
+    "inbound_images",
+    metadata,
+    Column("id", String(24), primary_key=True),
+    Column("system", String(32), nullable=False),
+    Column("sender", String(64), nullable=False),
+    Column("mimetype", String(32), nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    # The one order that it belongs to, and its place among that order's images.
+    Column("number", BigInteger),
+    Column("position", SmallInteger),
+    Column("created_at", UTC, nullable=False),
+    ForeignKeyConstraint(
+        ["system", "number"],
+        ["inbound_requests.system", "inbound_requests.number"],
+        ondelete="CASCADE",
+        name="fk_inbound_images_system_number",
+    ),
+    Index("ix_inbound_images_number", "system", "number", "position"),
+    Index(
+        "ix_inbound_images_unlinked",
+        "system",
+        "created_at",
+        postgresql_where=text("number IS NULL"),
+        sqlite_where=text("number IS NULL"),
+    ),
 )

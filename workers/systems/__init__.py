@@ -4,6 +4,12 @@ from importlib import import_module
 
 from workers.systems.base import Wiring
 
-NAMES = ("cloudsuite",)
+NAMES = (
+    "cloudsuite",
+    "doshii",
+    "partner",
+    "storeganise",
+    "tastyigniter",
+)
 
 SYSTEMS: dict[str, Wiring] = {name: import_module(f"workers.systems.{name}").WIRING for name in NAMES}

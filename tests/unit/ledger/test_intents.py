@@ -1,0 +1,162 @@
+"""What is committed around an effect that cannot be repeated, on both databases."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from ledger import intents, queries, records
+from ledger.connection import Ledger
+from ledger.models import orders
+from ledger.records import Claim
+from orders.arrival import Arrival
+from orders.errors import Fenced
+from orders.outcomes import Planned
+from orders.states import State
+
+PLAN = (Planned("acme.book"), Planned("acme.track"))
+STEPS = ("acme.book",)
+TURN = "acme.turn:default"
+
+
+@pytest.fixture
+def take_in(ledger: Ledger) -> Callable[..., int]:
+    """The ledger's id of a new order, which stands before its booking."""
+
+    def make(name: str) -> int:
+        return records.take_in(ledger, "acme", [Arrival("default", name, f"row:{name}", "row", "{}", PLAN)]).new[0]
+
+    return make
+
+
+def stand(ledger: Ledger, order: int, **values: Any) -> None:
+    with ledger.statement() as connection:
+        connection.execute(update(orders).where(orders.c.id == order).values(**values))
+
+
+def claimed(ledger: Ledger, order: int) -> Claim:
+    claim = records.claim(ledger, order, 0, "acme.book", "w1")
+    assert claim is not None
+    return claim
+
+
+# -- turns ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_turn_is_one_orders_until_it_ends_it(ledger: Ledger, take_in: Callable[..., int]):
+    first, second = take_in("1"), take_in("2")
+    assert intents.take_turn(ledger, TURN, first, STEPS)
+    assert intents.take_turn(ledger, TURN, first, STEPS), "its own already: a worker died meanwhile"
+    assert not intents.take_turn(ledger, TURN, second, STEPS)
+    assert intents.take_turn(ledger, "acme.turn:other", second, STEPS)
+    intents.end_turn(ledger, TURN, second)
+    assert intents.holds_turn(ledger, TURN, first)
+    intents.end_turn(ledger, TURN, first)
+    assert not intents.holds_turn(ledger, TURN, first)
+    assert intents.take_turn(ledger, TURN, second, STEPS)
+
+
+@pytest.mark.parametrize("state", [State.READY, State.QUEUED, State.RUNNING, State.RETRYING, State.WAITING])
+def test_an_order_that_goes_on_keeps_its_turn(ledger: Ledger, take_in: Callable[..., int], state: State):
+    first, second = take_in("1"), take_in("2")
+    assert intents.take_turn(ledger, TURN, first, STEPS)
+    stand(ledger, first, state=state)
+    assert not intents.take_turn(ledger, TURN, second, STEPS)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"state": State.PARKED}, {"state": State.IN_DOUBT}, {"state": State.CANCELLED}, {"step": "acme.track"}],
+    ids=["parked", "in doubt", "cancelled", "another step"],
+)
+def test_an_order_that_stands_still_loses_it_and_learns_that(
+    ledger: Ledger, take_in: Callable[..., int], values: dict[str, Any]
+):
+    first, second = take_in("1"), take_in("2")
+    assert intents.take_turn(ledger, TURN, first, STEPS)
+    stand(ledger, first, **values)
+    assert intents.holds_turn(ledger, TURN, first), "nobody has come yet"
+    assert intents.take_turn(ledger, TURN, second, STEPS)
+    intents.end_turn(ledger, TURN, second)
+    assert not intents.holds_turn(ledger, TURN, first)
+
+
+def test_of_many_at_once_one_has_the_turn(ledger: Ledger, take_in: Callable[..., int]):
+    numbers = [take_in(str(number)) for number in range(6)]
+    together = threading.Barrier(len(numbers))
+
+    def ask(order: int) -> bool:
+        together.wait(10)
+        return intents.take_turn(ledger, TURN, order, STEPS)
+
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        assert sorted(pool.map(ask, numbers)) == [False] * 5 + [True]
+
+
+# -- facts ------------------------------------------------------------------------------------------------------------
+
+
+def test_facts_are_there_before_the_step_ends(ledger: Ledger, take_in: Callable[..., int]):
+    claim = claimed(ledger, take_in("1"))
+    intents.keep_facts(ledger, claim, {"intent": {"above": -1}})
+    intents.keep_facts(ledger, claim, {"seen": 1})
+    (row,) = queries.find_order(ledger, str(claim.id))
+    assert row["facts"] == claim.facts == {"intent": {"above": -1}, "seen": 1}
+    assert row["state"] == "running"
+
+
+def test_who_has_lost_the_claim_keeps_nothing(ledger: Ledger, take_in: Callable[..., int]):
+    claim = claimed(ledger, take_in("1"))
+    records.let_go(ledger, claim.id, claim.fence)
+    with pytest.raises(Fenced):
+        intents.keep_facts(ledger, claim, {"intent": 1})
+    successor = claimed(ledger, claim.id)
+    with pytest.raises(Fenced):
+        intents.keep_facts(ledger, claim, {"intent": 1})
+    assert queries.find_order(ledger, str(claim.id))[0]["facts"] == successor.facts == {}
+    assert claim.facts == {}
+
+
+# -- results ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_is_one_orders_for_ever(ledger: Ledger, take_in: Callable[..., int]):
+    take_in("1")
+    take_in("2")
+    assert intents.results_of(ledger, "acme", "default", "1") == []
+    assert intents.bind(ledger, "acme", "default", "1", "0") == "1"
+    assert intents.bind(ledger, "acme", "default", "1", "0") == "1"
+    assert intents.bind(ledger, "acme", "default", "2", "0") == "1"
+    assert intents.bind(ledger, "acme", "other", "2", "0") == "2"
+    assert intents.bind(ledger, "acme", "default", "2", "7") == "2"
+    assert intents.owners(ledger, "acme", "default", ["0", "7", "8"]) == {"0": "1", "7": "2"}
+    assert intents.owners(ledger, "acme", "default", []) == {}
+    assert intents.results_of(ledger, "acme", "default", "1") == ["0"]
+    assert intents.results_of(ledger, "acme", "default", "2") == ["7"]
+
+
+def test_of_many_who_bind_one_result_at_once_one_has_it(ledger: Ledger, take_in: Callable[..., int]):
+    names = [str(number) for number in range(6)]
+    for name in names:
+        take_in(name)
+    together = threading.Barrier(len(names))
+
+    def bind(name: str) -> str:
+        together.wait(10)
+        return intents.bind(ledger, "acme", "default", name, "0")
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert len(set(pool.map(bind, names))) == 1
+
+
+def test_to_bind_moves_no_order_and_shows_in_its_timeline(ledger: Ledger, take_in: Callable[..., int]):
+    order = take_in("1")
+    before = queries.find_order(ledger, str(order))[0]
+    intents.bind(ledger, "acme", "default", "1", "0")
+    assert queries.find_order(ledger, str(order))[0] == before
+    assert queries.odd_events(ledger) == []
+    (event,) = [row for row in queries.timeline(ledger, order) if row["what"] == "bound"]
+    assert event["detail"] == "bound:0"
