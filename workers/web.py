@@ -79,7 +79,18 @@ def _blueprints(
         if wiring.receiver is not None:
             yield webhooks.base.blueprint(wiring.receiver(accounts), keeper(ledger, bell), count)
         if wiring.blueprint is not None:
-            yield wiring.blueprint(Inbound(accounts, ledger, bell.ring))
+            yield _counted(wiring.blueprint(Inbound(accounts, ledger, bell.ring)), name, count)
+
+
+def _counted(blueprint: Blueprint, system: str, count: webhooks.base.Count) -> Blueprint:
+    """With every answer in the metrics, like those to webhooks."""
+
+    def after(response: Response) -> Response:
+        count(system, response.status_code)
+        return response
+
+    blueprint.after_request(after)
+    return blueprint
 
 
 def keeper(ledger: Ledger, bell: Bell) -> webhooks.base.Keep:

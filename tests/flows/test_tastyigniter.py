@@ -106,9 +106,10 @@ def test_killed_while_status_9_is_written(fleet, site):
     fleet.poll_here("tastyigniter")
     for row in fleet.rows_of_all():
         operators.cancel(fleet.ledger, row, fleet.fleet.systems["tastyigniter"], "ann")
-    for moment in ("claiming", "claimed", "effect-done", "recorded"):
+    for moment in MOMENTS:
         dying = fleet.start(DYING, DIE_AT=f"{moment}:tastyigniter.cancel")
-        assert dying.wait(60) == -signal.SIGKILL, f"{moment} {fleet.why()}"
+        wait_for(lambda dying=dying: dying.poll() is not None, fleet.why)  # type: ignore[misc]
+        assert dying.returncode == -signal.SIGKILL, f"{moment} {fleet.why()}"
     fleet.start("beat")
     fleet.started("worker")
     wait_for(lambda: fleet.settled(len(numbers)), fleet.why)

@@ -162,3 +162,12 @@ def test_the_poll_forgets_old_images(app: Flask):
     assert WIRING.system.poll is not None
     WIRING.system.poll(Visit(ledger, WIRING.build(settings)))
     assert door.image("acme", image) is None
+
+
+def test_every_answer_is_in_the_metrics(app: Flask):
+    client = app.test_client()
+    ordered(client, "other")
+    assert client.get("/partner/order/list", headers={"token": "guess"}).status_code == 401
+    lines = client.get("/metrics").text.splitlines()
+    counted = {line.rpartition(" ")[0] for line in lines if line.startswith("orderfleet_webhooks_total")}
+    assert {f'orderfleet_webhooks_total{{status="{status}",system="partner"}}' for status in ("200", "401")} <= counted
