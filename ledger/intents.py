@@ -9,17 +9,22 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, bindparam, func, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from databases.clock import now
+from databases.clock import later, now
 from ledger import records
 from ledger.connection import Ledger
-from ledger.models import events, orders, ticks
+from ledger.models import OVERDUE, events, in_state, orders, ticks
 from ledger.records import Claim
 from orders.arrival import Arrival
 from orders.errors import Fenced
+from orders.lanes import lane_of
 from orders.states import FINISHED, NEEDS_A_PERSON, State
+
+TURN = "turn"
+"""What an order waits for whose turn it is not; no longer than `LONGEST_TURN` seconds, should nobody tell it."""
+LONGEST_TURN = 30.0
 
 _BOUND = "bound:"
 _AT_REST = (*FINISHED, *NEEDS_A_PERSON)
@@ -28,33 +33,40 @@ _AT_REST = (*FINISHED, *NEEDS_A_PERSON)
 # -- turns ------------------------------------------------------------------------------------------------------------
 
 
-def take_turn(ledger: Ledger, name: str, order_id: int, steps: Collection[str]) -> bool:
-    """Whether the turn called `name` is this order's now: it was free, or it was its own already.
+def take_turn(ledger: Ledger, held: Claim, steps: Collection[str]) -> bool:
+    """Whether it is this order's turn at its account: it was nobody's, or this order's already. If not, the order is
+    to wait for the signal `TURN`.
 
-    The order holds it until `end_turn`, however often its step is repeated, or until it stands still: at none of
+    The order keeps it until `end_turn`, however often its step is repeated, or until it stands still: at none of
     `steps` any more, finished, or waiting for a person, who must not hold up all others."""
+    name, mine = _turn(held), str(held.id)
     insert_ = postgresql.insert if ledger.postgresql else sqlite.insert
     with ledger.transaction() as connection:
         connection.execute(insert_(ticks).values(name=name, next_at=now()).on_conflict_do_nothing())
         holder = _holder(connection, name)
-        if holder not in (None, str(order_id)) and _goes_on(connection, str(holder), steps):
+        if holder not in (None, mine) and _goes_on(connection, str(holder), steps):
             return False
-        connection.execute(update(ticks).where(ticks.c.name == name).values(holder=str(order_id)))
+        connection.execute(update(ticks).where(ticks.c.name == name).values(holder=mine))
     return True
 
 
-def holds_turn(ledger: Ledger, name: str, order_id: int) -> bool:
+def holds_turn(ledger: Ledger, held: Claim) -> bool:
     """Whether the turn is still this order's, and no other order had it meanwhile."""
     with ledger.transaction() as connection:
-        return _holder(connection, name) == str(order_id)
+        return _holder(connection, _turn(held)) == str(held.id)
 
 
-def end_turn(ledger: Ledger, name: str, order_id: int) -> None:
-    """The next one, please; nothing happens if it is not this order's turn."""
-    with ledger.statement() as connection:
-        connection.execute(
-            update(ticks).where(ticks.c.name == name, ticks.c.holder == str(order_id)).values(holder=None)
-        )
+def end_turn(ledger: Ledger, held: Claim) -> None:
+    """The next one, please: one order that waits goes at once. Nothing happens if it is not this order's turn."""
+    with ledger.transaction() as connection:
+        mine = (ticks.c.name == _turn(held), ticks.c.holder == str(held.id))
+        ended = connection.execute(update(ticks).where(*mine).values(holder=None))
+        if ended.rowcount == 1:
+            connection.execute(_WAKE_NEXT, {"of": held.system, "on": lane_of(held.system, held.account, held.step)})
+
+
+def _turn(held: Claim) -> str:
+    return f"{held.system}.turn:{held.account}"
 
 
 def _holder(connection: Connection, name: str) -> str | None:
@@ -67,6 +79,27 @@ def _goes_on(connection: Connection, holder: str, steps: Collection[str]) -> boo
         orders.c.id == int(holder), orders.c.step.in_(steps), orders.c.state.not_in(_AT_REST)
     )
     return bool(connection.execute(under_way).scalar_one())
+
+
+_NEXT = (
+    select(orders.c.id)
+    .where(
+        orders.c.system == bindparam("of"),
+        orders.c.lane == bindparam("on"),
+        in_state(OVERDUE),  # the index
+        orders.c.wake_at <= later(literal(LONGEST_TURN)),  # others wait for longer: they need not be looked at
+        orders.c.state == State.WAITING,
+        orders.c.awaits == TURN,
+    )
+    .order_by(orders.c.wake_at)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+)
+_WAKE_NEXT = (
+    update(orders)
+    .where(orders.c.id.in_(_NEXT.scalar_subquery()))
+    .values(state=State.READY, wake_at=now(), version=orders.c.version + 1, updated_at=now())
+)
 
 
 # -- facts in the middle of a step ------------------------------------------------------------------------------------

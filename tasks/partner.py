@@ -146,7 +146,7 @@ def _read(account: Account, number: int) -> Booking:
 
 def _learnt(job: Job, booking: Booking) -> dict[str, Any]:
     """Facts: where it stands, and what a person should see of that."""
-    facts = {"booking_id": booking.number, "status": booking.status, "substatus": booking.substatus}
+    facts = {"booking_id": booking.number, "status": booking.status, "substatus": booking.substatus, "intent": None}
     if _differs(job.facts, booking):
         facts["moves"] = job.facts.get("moves", 0) + 1
     return facts | job.flagged(*_odd(job.facts.get("status"), booking))
@@ -182,7 +182,7 @@ def cancel(job: Job, account: Account) -> Outcome:
         return Done(detail=f"a person has seen to it that booking {number} is called off")
     raise Refused(
         f"cancelled here, but booking {number} stands, and the partner's service has no call to cancel one: ring the "
-        f"partner up to call it off, then `orderfleet replay {job.claim.id}` and acknowledge that it is done"
+        f"partner up to call it off, then `orderfleet replay {job.claim.id} --acknowledge` says that it is done"
     )
 
 

@@ -5,7 +5,6 @@ is about to be sent is committed before, one order of an account at a time; and 
 nothing is sent again before the service's list has been looked at.
 """
 
-import random
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
@@ -25,8 +24,6 @@ MOST_ATTEMPTS = 3
 LOOKS = 3
 SKEW = timedelta(seconds=120)
 """How far the service's clock and ours may be apart."""
-LONGEST_TURN = 15.0
-"""Seconds after which an order that waits for its turn asks again, at the latest."""
 STEPS = ("partner.book", "erp.cancel", "partner.cancel")
 """Where an order stands that holds the turn."""
 
@@ -34,13 +31,15 @@ STEPS = ("partner.book", "erp.cancel", "partner.cancel")
 @dataclass(frozen=True, slots=True)
 class Options:
     """The settings of one account. `items` and `stores`: what ours are called at the service, where that differs.
-    `timeout`: that of its client, in seconds. `look_seconds`: between two looks at the list."""
+    `timeout`: that of its client, in seconds. `look_seconds`: between two looks at the list. `seen`: items that the
+    service has, by store, as far as this process has read of them."""
 
     items: Mapping[int, int] = field(default_factory=dict)
     stores: Mapping[str, str] = field(default_factory=dict)
     zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("Asia/Nicosia"))
     timeout: float = 20.0
     look_seconds: float = 90.0
+    seen: dict[str, set[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,19 +109,19 @@ def bound_to(job: Job) -> int | None:
     return int(results[0]) if results else None
 
 
-def _turn(job: Job) -> str:
-    return f"{job.claim.system}.turn:{job.claim.account}"
-
-
 def _attempt(job: Job, account: Account) -> Outcome:
     """Send one create, if it is this order's turn."""
     if job.facts.get("unanswered", 0) >= MOST_ATTEMPTS:
         withdraw(job, unanswered=0)
         raise Refused(f"{MOST_ATTEMPTS} times no answer came and no booking was made: replay it when the service works")
-    request, wish = _request(job, account)
-    if not intents.take_turn(job.ledger, _turn(job), job.claim.id, STEPS):
-        return _wait_for_turn(job)
-    _declare(job, account, request, wish)
+    if not intents.take_turn(job.ledger, job.claim, STEPS):
+        return Again(intents.TURN, "another order of this account is being booked", after=intents.LONGEST_TURN)
+    try:
+        request, wish = _request(job, account)
+        _declare(job, account, request, wish)
+    except StepError:
+        intents.end_turn(job.ledger, job.claim)
+        raise
     try:
         answer = client_of(account).create_order(request.body)
     except Invalid as refusal:
@@ -136,20 +135,9 @@ def _attempt(job: Job, account: Account) -> Outcome:
     return _booked(job, booking.number, booking)
 
 
-def _wait_for_turn(job: Job) -> Again:
-    """Another order's create is under way, or is being looked for."""
-    waits = int(job.facts.get("waits", 0))
-    after = min(0.5 * 2.0**waits, LONGEST_TURN) * (0.5 + random.random() / 2)
-    return Again("turn", "another order of this account is being booked", {"waits": min(waits + 1, 10)}, after=after)
-
-
 def _declare(job: Job, account: Account, request: Request, wish: Wish | None) -> None:
     """Commit what is about to be sent. Raises `Fenced`, or what reading the list raises."""
-    try:
-        above = max((booking.number for booking in _newest(account)), default=-1)
-    except StepError:
-        intents.end_turn(job.ledger, _turn(job), job.claim.id)
-        raise
+    above = max((booking.number for booking in _newest(account)), default=-1)
     timeout = timedelta(seconds=account.options.timeout)
     now = queries.database_now(job.ledger)
     intent = Intent(
@@ -163,13 +151,13 @@ def _declare(job: Job, account: Account, request: Request, wish: Wish | None) ->
         until=(now + timeout).isoformat(),
         look_at=(now + 3 * timeout).isoformat(),
     )
-    intents.keep_facts(job.ledger, job.claim, {"intent": asdict(intent), "waits": 0})
+    intents.keep_facts(job.ledger, job.claim, {"intent": asdict(intent)})
 
 
 def withdraw(job: Job, **facts: Any) -> None:
     """It is known that nothing came of it: the next order may go."""
     intents.keep_facts(job.ledger, job.claim, {"intent": None, **facts})
-    intents.end_turn(job.ledger, _turn(job), job.claim.id)
+    intents.end_turn(job.ledger, job.claim)
 
 
 def _may_have_arrived(error: Refused | Unavailable) -> bool:
@@ -201,7 +189,7 @@ def _booked(job: Job, number: int, booking: Booking | None) -> Outcome:
     owner = intents.bind(job.ledger, claim.system, claim.account, claim.external_id, str(number))
     if owner != claim.external_id:
         raise InDoubt(f"the service answers with booking {number}, which is that of order {owner}")
-    intents.end_turn(job.ledger, _turn(job), claim.id)
+    intents.end_turn(job.ledger, claim)
     facts: dict[str, Any] = {"booking_id": number, "intent": None}
     if booking is not None:
         facts |= {"status": booking.status, "substatus": booking.substatus}
@@ -247,13 +235,17 @@ def _document(job: Job) -> dict[str, Any]:
 
 def _check_items(account: Account, document: dict[str, Any]) -> None:
     """An id is translated by the setting, or is the service's own; never by its name (trap 12)."""
-    missing = schema.unmapped_items(document, account.options.items)
+    options: Options = account.options
+    store = schema.store_of(document, options.stores)
+    seen = options.seen.setdefault(store, set())
+    missing = schema.unmapped_items(document, options.items) - seen
     if not missing:
         return
-    for rows in client_of(account).items(schema.store_of(document, account.options.stores)):
-        missing -= schema.item_ids_in(rows)
-        if not missing:
+    for rows in client_of(account).items(store):
+        seen |= schema.item_ids_in(rows)
+        if missing <= seen:
             return
+    missing -= seen
     ids = ", ".join(map(str, sorted(missing)))
     raise Refused(f"the service has no item {ids}: say in PARTNER_ITEM_MAP what it is called there, then replay")
 
@@ -276,7 +268,7 @@ def look(job: Job, account: Account, intent: Intent) -> Again | Booking | None:
     """Find out what became of a create (section 4.1): the booking, None for none, or another look later.
 
     Raises `InDoubt` where the list cannot tell, unless a person has said that there is none."""
-    if not intents.holds_turn(job.ledger, _turn(job), job.claim.id):
+    if not intents.holds_turn(job.ledger, job.claim):
         _doubt(job, account, intent, "others may have been booked since")
         return None
     early = (datetime.fromisoformat(intent.look_at) - queries.database_now(job.ledger)).total_seconds()
@@ -307,9 +299,11 @@ def _doubt(job: Job, account: Account, intent: Intent, why: str) -> None:
     if job.acknowledged:
         return
     candidates = ", ".join(str(booking.number) for booking in _candidates(job, account, intent)) or "none in the list"
+    order = job.claim.id
     raise InDoubt(
-        f"a booking was sent at {intent.since[:19]} and not answered, and {why}: {candidates}. If it is one of these, "
-        f"`orderfleet do {job.claim.id} bind --data '{{\"booking\": NUMBER}}'` and replay it; a replay alone books anew"
+        f"a booking was sent at {intent.since[:19]} and not answered, and {why}: {candidates}. If it is one of these: "
+        f"`orderfleet do {order} bind --data '{{\"booking\": NUMBER}}'`, then `orderfleet replay {order} --done`. "
+        f"If it is none: `orderfleet replay {order} --acknowledge` books a crew"
     )
 
 
@@ -375,7 +369,7 @@ def run_bind(job: Job, account: Account, data: dict[str, Any]) -> str:
     owner = intents.bind(job.ledger, claim.system, claim.account, claim.external_id, str(number))
     if owner != claim.external_id:
         raise Refused(f"booking {number} is that of order {owner}")
-    return f"booking {number} is this order's: replay it, and it goes on from there"
+    return f"booking {number} is this order's: replay it (--done if it is in doubt), and it goes on"
 
 
 def _number(data: dict[str, Any]) -> int:

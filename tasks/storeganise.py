@@ -5,7 +5,7 @@ more, because it may only mean that the work is done already (7).
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -22,6 +22,7 @@ from orders.states import State
 from schemas import storeganise as schema
 from schemas.storeganise import Item, RemoteOrder, RemoteStep
 from tasks.base import Account, Command, Job, Preview, System, Visit, already, call, irreversible, preview, step
+from tasks.storeganise_items import HANDLINGS, REMOTE, Handling, Scene, by_place, check, look, undone
 
 OVERLAP = timedelta(minutes=10)
 LONG_OVERLAP = timedelta(days=7)
@@ -33,8 +34,6 @@ LOOK_AGAIN = 3600.0
 has it looked at sooner."""
 READ_FAILED = 200
 """The status of a `TryLater` that is no fault of the remote: it answered, but what we wrote is not there."""
-REMOTE = "remote:"
-"""The source of a signal that says that staff completed a step begins with this, and the step's id follows."""
 SCANNED = timedelta(days=1)
 """How far back the list is searched for a job."""
 
@@ -96,7 +95,7 @@ def _arrival(account: Account, row: dict[str, Any]) -> Arrival:
     return Arrival(
         account=account.name,
         external_id=str(row["id"]),
-        dedupe_key=f"row:{row['id']}:{schema.digest(body)}"[:190],
+        dedupe_key=f"row:{schema.digest(body)}",
         kind=f"row.{state}"[:64],
         body=body,
         plan=() if state in schema.CLOSED else schema.PLAN,
@@ -338,162 +337,6 @@ def other(job: Job, account: Account) -> Outcome:
 # -- the steps: items -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What the warehouse told of one step, all its signals together. `everything`: a signal named no items, and means
-    all of them. `last`: no more will come; `kept`: the customer keeps these. `told`: whether it told anything."""
-
-    told: bool
-    items: tuple[str, ...]
-    everything: bool
-    locations: dict[str, str]
-    kept: frozenset[str]
-    last: bool
-
-
-def _report(job: Job, signal: str) -> Report:
-    """A signal's `items` and `locations` add to those before it; `wrong` takes items back that an earlier one named.
-    That staff completed the step is no word of the warehouse's."""
-    told = [one.data for one in job.signals(signal) if not one.source.startswith(REMOTE)]
-    items: dict[str, None] = {}
-    locations: dict[str, str] = {}
-    kept: set[str] = set()
-    everything = False
-    for data in told:
-        locations |= data.get("locations") or {}
-        named = _sids(data, "items") or list(data.get("locations") or {})
-        wrong, stays = _sids(data, "wrong"), _sids(data, "kept")
-        items |= dict.fromkeys(named)
-        items = {sid: None for sid in items if sid not in wrong}
-        kept |= set(stays)
-        everything = everything or not (named or wrong or stays or data.get("last"))
-    last = any(data.get("last") for data in told)
-    return Report(bool(told), tuple(items), everything, locations, frozenset(kept), last)
-
-
-def _sids(data: dict[str, Any], name: str) -> list[str]:
-    value = data.get(name) or []
-    return [value] if isinstance(value, str) else [str(sid) for sid in value]
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """What a step finds: the order, what the warehouse told, and every item told of or on the order, as it is now."""
-
-    remote: RemoteOrder
-    report: Report
-    items: dict[str, Item]
-
-    @property
-    def on_order(self) -> list[Item]:
-        return [item for item in self.items.values() if item.order == self.remote.id]
-
-    @property
-    def picked(self) -> list[Item]:
-        """The boxes that are on the order, or told to be picked for it; not what the customer has at home."""
-        told = set(self.report.items)
-        boxes = (item for item in self.items.values() if item.state != schema.WITH_CUSTOMER)
-        return [item for item in boxes if item.order == self.remote.id or item.sid in told]
-
-
-@dataclass(frozen=True, slots=True)
-class Handling:
-    """One kind of work on items. `amiss`: why an item cannot be meant, or None. `done`: whether it has been worked on.
-    `left`: which items are still to be told of; `all`: which ones a signal without items means."""
-
-    type: str
-    amiss: Callable[[Scene, Item], str | None]
-    done: Callable[[Scene, Item], bool]
-    left: Callable[[Scene], list[str]]
-    all: Callable[[Scene], list[Item]]
-
-    @property
-    def signal(self) -> str:
-        return schema.SIGNALS[self.type]
-
-    def wanted(self, scene: Scene) -> list[str]:
-        """The sids of the items that are to be worked on, done or not."""
-        if not scene.report.everything:
-            return list(scene.report.items)
-        return list(dict.fromkeys([*scene.report.items, *(item.sid for item in self.all(scene))]))
-
-
-def _on_another_order(scene: Scene, item: Item) -> str | None:
-    return f"is on another order, {item.order}" if item.order not in (None, scene.remote.id) else None
-
-
-def _not_on_this_order(scene: Scene, item: Item) -> str | None:
-    return "is not on this order" if item.order is None else _on_another_order(scene, item)
-
-
-def _not_to_collect(scene: Scene, item: Item) -> str | None:
-    if item.owner is not None and item.owner != scene.remote.owner:
-        return "belongs to another customer"
-    return _on_another_order(scene, item)
-
-
-def _not_to_store(scene: Scene, item: Item) -> str | None:
-    place = scene.report.locations.get(item.sid)
-    if item.state == schema.STORED and item.location is not None and place not in (None, item.location):
-        return f"is stored at {item.location} in Storeganise, and the warehouse says {place}"
-    if item.state != schema.STORED and not place:
-        return 'has no location: signal it with {"items": [...], "locations": {"<item>": "<shelf>"}}'
-    return _not_on_this_order(scene, item)
-
-
-def _to_pick(scene: Scene) -> list[str]:
-    short = sum(scene.remote.boxes.values()) - len(scene.picked)
-    return [f"{short} of the boxes asked for"] if short > 0 else []
-
-
-def _stored(scene: Scene, item: Item) -> bool:
-    place = scene.report.locations.get(item.sid)
-    return item.state == schema.STORED and (item.location is None or place in (None, item.location))
-
-
-def _not_collected(scene: Scene) -> list[str]:
-    """Those that the customer may still give back: unless the warehouse says that this was all."""
-    if scene.report.last:
-        return []
-    return [item.sid for item in _in(scene, schema.WITH_CUSTOMER) if item.sid not in scene.report.kept]
-
-
-def _in(scene: Scene, state: str) -> list[Item]:
-    return [item for item in scene.on_order if item.state == state]
-
-
-HANDLINGS = {
-    schema.PICK: Handling(
-        schema.PICK,
-        amiss=_on_another_order,
-        done=lambda scene, item: item.order == scene.remote.id,
-        left=_to_pick,
-        all=lambda scene: scene.on_order,
-    ),
-    schema.DELIVER: Handling(
-        schema.DELIVER,
-        amiss=_not_on_this_order,
-        done=lambda scene, item: item.state == schema.WITH_CUSTOMER,
-        left=lambda scene: [item.sid for item in scene.on_order if item.state != schema.WITH_CUSTOMER],
-        all=lambda scene: scene.on_order,
-    ),
-    schema.COLLECT: Handling(
-        schema.COLLECT,
-        amiss=_not_to_collect,
-        done=lambda scene, item: item.state == schema.TO_WAREHOUSE,
-        left=_not_collected,
-        all=lambda scene: [item for item in scene.on_order if item.sid not in scene.report.kept],
-    ),
-    schema.STORE: Handling(
-        schema.STORE,
-        amiss=_not_to_store,
-        done=_stored,
-        left=lambda scene: [item.sid for item in _in(scene, schema.TO_WAREHOUSE)],
-        all=lambda scene: _in(scene, schema.TO_WAREHOUSE),
-    ),
-}
-
-
 @step("storeganise.items_pickEmptyBoxes")
 def pick(job: Job, account: Account) -> Outcome:
     """Put the boxes that were picked onto the order."""
@@ -525,10 +368,10 @@ def _handle(job: Job, account: Account, kind: Handling) -> Outcome:
     there = _turn(job, remote)
     if not isinstance(there, RemoteStep):
         return there
-    scene = _look(job, account, kind, remote)
-    _check(scene, kind)
-    if undone := _undone(scene, kind):
-        done = _command(job, account, kind, scene, undone)
+    scene = look(job, account, kind, remote)
+    check(scene, kind)
+    if sids := undone(scene, kind):
+        done = _command(job, account, kind, scene, sids)
         if not isinstance(done, Scene):
             return done
         scene = done
@@ -538,67 +381,26 @@ def _handle(job: Job, account: Account, kind: Handling) -> Outcome:
     return _complete(job, account, remote, there, f"{kind.signal}: {', '.join(kind.wanted(scene))}")
 
 
-def _look(job: Job, account: Account, kind: Handling, remote: RemoteOrder) -> Scene:
-    """The order's items: those it lists, and those that were told of. Types are not in the order's list, and matter to
-    boxes that are picked; should it list nothing at all, every item ever told of is looked for."""
-    report = _report(job, kind.signal)
-    listed = {item.sid: item for item in remote.items or ()}
-    told = dict.fromkeys(report.items)
-    if remote.items is None:
-        told |= {sid: None for name in HANDLINGS for sid in _report(job, schema.SIGNALS[name]).items}
-    asked = [sid for sid in dict.fromkeys([*listed, *told]) if sid not in listed or kind.type == schema.PICK]
-    return Scene(remote, report, listed | schema.parse_items(account.client.items(asked)))
-
-
-def _check(scene: Scene, kind: Handling) -> None:
-    """A wrong item stops the step before anything is written (trap 15)."""
-    words = [f"{sid}: {why}" for sid in kind.wanted(scene) if (why := _amiss(scene, kind, sid)) is not None]
-    if kind.type == schema.PICK:
-        words += schema.not_asked_for(scene.remote.boxes, scene.picked)
-        if scene.report.everything and _to_pick(scene):
-            words.append('the signal names no boxes: signal it with {"items": ["<box>"]}')
-    if words:
-        raise Refused(f"{kind.signal}, but {'; '.join(words)}")
-
-
-def _amiss(scene: Scene, kind: Handling, sid: str) -> str | None:
-    item = scene.items.get(sid)
-    return "there is no such item" if item is None else kind.amiss(scene, item)
-
-
-def _undone(scene: Scene, kind: Handling) -> list[str]:
-    items = {sid: scene.items.get(sid) for sid in kind.wanted(scene)}
-    return [sid for sid, item in items.items() if item is None or not kind.done(scene, item)]
-
-
 def _command(job: Job, account: Account, kind: Handling, scene: Scene, sids: list[str]) -> Scene | Outcome:
     """Give the command, once for each shelf (trap 13), and look at every item (trap 12): what is there afterwards
     counts, and not the answer. Repeated commands are refused, and so are those that somebody else was faster with
     (trap 5)."""
     refusal = None
-    for place, group in _by_place(kind, scene, sids).items():
+    for place, group in by_place(kind, scene, sids).items():
         try:
             account.client.command_items(schema.COMMANDS[kind.type], group, job.external_id, place)
         except Refused as error:
             refusal = error
     after = replace(scene, items=scene.items | schema.parse_items(account.client.items(sids)))
-    undone = _undone(after, kind)
-    if not undone:
+    missing = undone(after, kind)
+    if not missing:
         return after
     if refusal is None:
-        raise TryLater(f"{kind.signal}, and does not read so: {', '.join(undone)}", status=READ_FAILED)
+        raise TryLater(f"{kind.signal}, and does not read so: {', '.join(missing)}", status=READ_FAILED)
     moved = _turn(job, _read(job, account))
     if isinstance(moved, RemoteStep):
         raise refusal
     return moved
-
-
-def _by_place(kind: Handling, scene: Scene, sids: list[str]) -> dict[str | None, list[str]]:
-    groups: dict[str | None, list[str]] = {}
-    for sid in sids:
-        place = scene.report.locations[sid] if kind.type == schema.STORE else None
-        groups.setdefault(place, []).append(sid)
-    return groups
 
 
 # -- when the ERP or an operator cancels ------------------------------------------------------------------------------
@@ -757,13 +559,13 @@ def _foresee_handling(job: Job, account: Account, kind: Handling) -> Preview:
     there = _foresee_turn(job, account)
     if isinstance(there, Preview):
         return there
-    scene = _look(job, account, kind, _read(job, account, items=True))
+    scene = look(job, account, kind, _read(job, account, items=True))
     try:
-        _check(scene, kind)
+        check(scene, kind)
     except Refused as refusal:
         return call(f"would stop: {refusal.reason}")
-    undone = _undone(scene, kind)
-    commands = f"{schema.COMMANDS[kind.type]} for {', '.join(undone)}" if undone else "no command, all items are done"
+    sids = undone(scene, kind)
+    commands = f"{schema.COMMANDS[kind.type]} for {', '.join(sids)}" if sids else "no command, all items are done"
     return call(f"{commands}; completes {kind.type} once every item is {kind.signal}")
 
 

@@ -2,6 +2,7 @@
 effect at the imitation: every order accepted, completed or rejected once, every payment answered once."""
 
 import os
+import random
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -12,11 +13,11 @@ from flask import request
 
 from sandbox.doshii import UNKNOWN_PRODUCT
 from tests.flows.harness import Fleet, Remote, a_fleet, a_remote, wait_for
-from tests.flows.test_kills import DYING, ON_POSTGRESQL, ON_SQLITE
-from tests.flows.test_storm import Reaper
+from tests.flows.test_kills import AT_EACH_MOMENT, DYING, ON_POSTGRESQL, ON_SQLITE
+from tests.flows.test_storm import KILL_EVERY, Reaper
 from tests.services import PrivateValkey
 
-ORDERS = int(os.environ.get("STORM_ORDERS", "40"))
+ORDERS = int(os.environ.get("STORM_ORDERS", "24"))
 STEPS = (
     "doshii.fetch",
     "erp.draft",
@@ -133,11 +134,7 @@ def finish(fleet: Fleet, remote: Remote) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(
-    ("ledger_url", "moment"),
-    [("postgresql", "claiming"), ("sqlite", "claimed"), ("postgresql", "effect-done"), ("sqlite", "recorded")],
-    indirect=["ledger_url"],
-)
+@AT_EACH_MOMENT
 def test_killed_at_this_moment_of_every_step(fleet, remote, moment):
     fleet.start("beat")
     for step in BEGINNINGS if moment == "claiming" else STEPS:
@@ -189,6 +186,17 @@ FITTING = {
     ("parked", "complete"),
 }
 """How an order may end here and there. Parked are those alone to which something was appended too late."""
+ODD = (
+    {"cancels_after_seconds": 1.0, "transactions": [PREPAID]},
+    {"cancels_after_seconds": 6.0, "cancels_as": "venue_cancelled"},
+    {"items": [{**PIZZA, "posId": UNKNOWN_PRODUCT}], "transactions": [PREPAID, {"prepaid": False}]},
+    {"items": [PIZZA, {"name": "Birthday cake", "quantity": "1", "unitPrice": "3500"}]},
+    {"unapprovedItems": [COLA]},
+    {"appends": [COLA], "appends_after_seconds": 4.0},
+    {"pays": [{"prepaid": False}], "pays_after_seconds": 2.0},
+    {"transactions": [{"prepaid": False, "answers": "rejected"}]},
+)
+"""One of each, beside those that are invented."""
 TOO_LATE = "the partner appended 1 x Cola after the ERP confirmed the order: "
 
 
@@ -210,6 +218,18 @@ def all_through(fleet: Fleet, remote: Remote) -> bool:
     return settled(fleet, remote) and ends(fleet, remote).keys() <= FITTING and not living(remote)
 
 
+class PatientReaper(Reaper):
+    """Lets a new worker show life before the next one is killed, however busy the machine is."""
+
+    def _reap(self) -> None:
+        dice = random.Random(7)
+        while not self._stop.wait(KILL_EVERY):
+            victim = dice.randrange(len(self._workers))
+            self._fleet.kill(self._workers[victim])
+            self.kills += 1
+            self._workers[victim] = self._fleet.started("worker")
+
+
 def living(remote: Remote) -> bool:
     """Whether a customer or a partner will still do something, at the next request after its time."""
     return bool(remote.app.extensions["doshii"].store._due)
@@ -220,9 +240,10 @@ def storm(fleet: Fleet, remote: Remote, workers: int) -> None:
     one another, and a worker killed every three seconds."""
     remote.control.backend.options.change({"webhook_lost": 0.1, "webhook_doubled": 0.2, "webhook_late_seconds": 1.0})
     remote.add(ORDERS, seed=11, plain=False)
+    remote.control.backend.add_orders(ODD)
     remote.faults({"rate": 0.1, "seed": 3, "slow_seconds": 0.3})
     fleet.start("beat")
-    with Reaper(fleet, workers).at_work() as reaper:
+    with PatientReaper(fleet, workers).at_work() as reaper:
         wait_for(lambda: all_through(fleet, remote), lambda: f"{ends(fleet, remote)} {fleet.why()}", 500)
     effects = remote.effects()
     print(
@@ -238,12 +259,13 @@ def storm(fleet: Fleet, remote: Remote, workers: int) -> None:
 
 
 def check_the_money(remote: Remote) -> None:
-    """Whoever got his order has paid, and nobody else has, unless he cancelled after that."""
+    """Every payment is answered, and none is taken of whoever was turned away."""
     for one in remote.all_orders():
         statuses = {payment["status"] for payment in one["transactions"]}
-        assert "pending" not in statuses or one["status"] == "venue_cancelled", one
-        if one["status"] == "complete":
-            assert statuses <= {"complete"}, one
+        # Who cancels at the venue leaves them open; and a payment may come just before our last word.
+        assert "pending" not in statuses or one["status"] in ("venue_cancelled", "complete"), one
+        if "rejectionCode" in one:
+            assert statuses <= {"rejected"}, one
 
 
 @ON_SQLITE

@@ -1,5 +1,6 @@
 """A worker is killed at every moment of every step: each effect takes place exactly once."""
 
+import os
 import signal
 import time
 from collections import Counter
@@ -11,6 +12,18 @@ from tests.flows.harness import Fleet, Shop, wait_for
 
 ON_SQLITE = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 ON_POSTGRESQL = pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+ALL_MOMENTS = os.environ.get("KILL_MOMENTS") == "all"
+"""Claim and record are the same for every system, and CloudSuite's matrix kills at each of their moments. Of the other
+systems the one that is their own is met every time, after the effect and before its record; all of them with
+`KILL_MOMENTS=all`."""
+AT_EACH_MOMENT = pytest.mark.parametrize(
+    ("ledger_url", "moment"),
+    [
+        ("postgresql", "effect-done"),
+        *([("postgresql", "claiming"), ("sqlite", "claimed"), ("sqlite", "recorded")] if ALL_MOMENTS else []),
+    ],
+    indirect=["ledger_url"],
+)
 DYING = str(Path(__file__).with_name("dying_worker.py"))
 STEPS = (
     "cloudsuite.fetch",

@@ -16,7 +16,7 @@ from sandbox.cloudsuite import UNKNOWN_PRODUCT
 from tests.flows.harness import Fleet, Shop, wait_for
 from tests.flows.test_kills import EFFECTS, ON_POSTGRESQL, ON_SQLITE
 
-ORDERS = int(os.environ.get("STORM_ORDERS", "80"))
+ORDERS = int(os.environ.get("STORM_ORDERS", "60"))
 KILL_EVERY = 3.0
 
 

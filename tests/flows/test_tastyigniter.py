@@ -4,26 +4,29 @@ faults and of lost, doubled and late webhooks. Each status is set once, and each
 `STORM_ORDERS=200` makes the storm larger."""
 
 import os
+import random
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ledger import queries
-from tests.flows.harness import SETTLED, Fleet, Remote, a_fleet, a_remote, wait_for
-from tests.flows.test_kills import DYING, ON_POSTGRESQL, ON_SQLITE
-from tests.flows.test_storm import Reaper
+from tests.flows.harness import Fleet, Remote, a_fleet, a_remote, wait_for
+from tests.flows.test_kills import ALL_MOMENTS, DYING, ON_POSTGRESQL, ON_SQLITE
 from tests.services import PrivateValkey
 from workers import operators
 
-ORDERS = int(os.environ.get("STORM_ORDERS", "60"))
+ORDERS = int(os.environ.get("STORM_ORDERS", "24"))
 STEPS = ("tastyigniter.fetch", "erp.order", "tastyigniter.preparing", "tastyigniter.completed")
-MOMENTS = ("claimed", "effect-done", "recorded")
+MOMENTS = ("claimed", "effect-done", "recorded") if ALL_MOMENTS else ("effect-done",)
 # A message begins with the first step, and with those that waited for a signal.
-BY_STEP = {step: MOMENTS if step == "erp.order" else ("claiming", *MOMENTS) for step in STEPS}
+BY_STEP = {step: ("claiming", *MOMENTS) if ALL_MOMENTS and step != "erp.order" else MOMENTS for step in STEPS}
+UNKNOWN = "the ERP refuses the order: Unknown product 999"
 WRITES = ("status_id:3", "status_id:5", "status_id:9", "mail:3")
 
 
@@ -137,6 +140,39 @@ def test_killed_between_the_sites_work_and_its_answer(fleet, site):
 # === The storm ==============================================================================================
 
 
+class Reaper:
+    """Kills the worker whenever some more has happened at the site, and starts another: on a slow machine, too, each
+    of them gets something done."""
+
+    def __init__(self, fleet: Fleet, site: Remote) -> None:
+        self.kills = 0
+        self._fleet, self._site = fleet, site
+        self._worker = fleet.start("worker")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._reap, daemon=True)
+
+    def _reap(self) -> None:
+        dice, seen = random.Random(7), self._effects()
+        while not self._stop.wait(0.1):
+            if self._effects() >= seen + dice.randint(ORDERS // 8, ORDERS // 4):
+                self._fleet.kill(self._worker)
+                self.kills += 1
+                self._worker = self._fleet.start("worker")
+                seen = self._effects()
+
+    def _effects(self) -> int:
+        return len([one for one in self._site.control.backend.effects.of() if one.method == "PATCH"])
+
+    @contextmanager
+    def at_work(self) -> Iterator["Reaper"]:
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            self._thread.join(15)
+
+
 def through(fleet: Fleet, site: Remote) -> bool:
     """Whether nothing moves any more, here or there, and everything that was placed is known."""
     if not site.quiet_for(4.0) or not fleet.settled_if_it_answers(0):
@@ -151,7 +187,10 @@ def expected(order: dict[str, Any]) -> set[str]:
     if order["deleted"]:
         return {"cancelled", "done", "ignored", ""}
     if order["status_id"] == 9:
-        return {"cancelled", "done"}
+        completed = any(row["status_id"] == 5 for row in order["history"])
+        return {"done"} if completed else {"cancelled"}
+    if any(dish["menu_id"] == 999 for dish in order["order_menus"]):
+        return {"parked", "done"}  # done, if nobody told the dishes
     return {"done"} if order["processed"] and order["status_id"] else {"ignored", ""}
 
 
@@ -183,7 +222,7 @@ def check_storm(fleet: Fleet, site: Remote, reaper: Reaper) -> None:
     assert set(numbered.values()) == {1}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(600 + 4 * ORDERS)
 @pytest.mark.parametrize(
     ("profile", "ledger_url"), [("P1", "sqlite"), ("P3", "postgresql")], indirect=["ledger_url"], ids=["P1", "P3"]
 )
@@ -194,10 +233,10 @@ def test_a_storm(fleet, site):
     site.faults({"rate": 0.1, "seed": 3, "slow_seconds": 0.3})
     site.add(ORDERS, seed=11, plain=False)
     fleet.start("beat")
-    with Reaper(fleet, 1).at_work() as reaper:
-        wait_for(lambda: len(fleet.rows()) >= ORDERS // 2, fleet.why, 120)
-        wait_for(lambda: fleet.states()["done"] >= ORDERS // 2, fleet.why, 300)
+    with Reaper(fleet, site).at_work() as reaper:
+        wait_for(lambda: fleet.states()["done"] >= ORDERS * 3 // 4, fleet.why, 300 + ORDERS)
     site.faults()
     wait_for(lambda: through(fleet, site), fleet.why, 300)
     check_storm(fleet, site, reaper)
-    assert {row["state"] for row in fleet.rows_of_all()} <= {state.value for state in SETTLED} - {"parked", "in_doubt"}
+    stopped = {number: row["error"] for number, row in fleet.rows().items() if row["state"] in ("parked", "in_doubt")}
+    assert set(stopped.values()) <= {UNKNOWN}, stopped

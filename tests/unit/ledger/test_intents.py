@@ -19,15 +19,14 @@ from orders.states import State
 
 PLAN = (Planned("acme.book"), Planned("acme.track"))
 STEPS = ("acme.book",)
-TURN = "acme.turn:default"
 
 
 @pytest.fixture
 def take_in(ledger: Ledger) -> Callable[..., int]:
     """The ledger's id of a new order, which stands before its booking."""
 
-    def make(name: str) -> int:
-        return records.take_in(ledger, "acme", [Arrival("default", name, f"row:{name}", "row", "{}", PLAN)]).new[0]
+    def make(name: str, account: str = "default") -> int:
+        return records.take_in(ledger, "acme", [Arrival(account, name, f"row:{name}", "row", "{}", PLAN)]).new[0]
 
     return make
 
@@ -46,25 +45,34 @@ def claimed(ledger: Ledger, order: int) -> Claim:
 # -- turns ------------------------------------------------------------------------------------------------------------
 
 
+def waits(ledger: Ledger, order: int, seconds: float = 20.0) -> None:
+    """The order is told that it is not its turn, and waits."""
+    assert not intents.take_turn(ledger, claimed(ledger, order), STEPS)
+    claim = records.take_on(ledger, order, 1, "w1")
+    assert claim is not None
+    assert records.wait_again(ledger, claim, intents.TURN, "waits", None, more=False, after=seconds)
+
+
 def test_a_turn_is_one_orders_until_it_ends_it(ledger: Ledger, take_in: Callable[..., int]):
-    first, second = take_in("1"), take_in("2")
-    assert intents.take_turn(ledger, TURN, first, STEPS)
-    assert intents.take_turn(ledger, TURN, first, STEPS), "its own already: a worker died meanwhile"
-    assert not intents.take_turn(ledger, TURN, second, STEPS)
-    assert intents.take_turn(ledger, "acme.turn:other", second, STEPS)
-    intents.end_turn(ledger, TURN, second)
-    assert intents.holds_turn(ledger, TURN, first)
-    intents.end_turn(ledger, TURN, first)
-    assert not intents.holds_turn(ledger, TURN, first)
-    assert intents.take_turn(ledger, TURN, second, STEPS)
+    first, second = claimed(ledger, take_in("1")), claimed(ledger, take_in("2"))
+    elsewhere = claimed(ledger, take_in("3", "other"))
+    assert intents.take_turn(ledger, first, STEPS)
+    assert intents.take_turn(ledger, first, STEPS), "its own already: a worker died meanwhile"
+    assert not intents.take_turn(ledger, second, STEPS)
+    assert intents.take_turn(ledger, elsewhere, STEPS), "another account"
+    intents.end_turn(ledger, second)
+    assert intents.holds_turn(ledger, first)
+    intents.end_turn(ledger, first)
+    assert not intents.holds_turn(ledger, first)
+    assert intents.take_turn(ledger, second, STEPS)
 
 
 @pytest.mark.parametrize("state", [State.READY, State.QUEUED, State.RUNNING, State.RETRYING, State.WAITING])
 def test_an_order_that_goes_on_keeps_its_turn(ledger: Ledger, take_in: Callable[..., int], state: State):
-    first, second = take_in("1"), take_in("2")
-    assert intents.take_turn(ledger, TURN, first, STEPS)
-    stand(ledger, first, state=state)
-    assert not intents.take_turn(ledger, TURN, second, STEPS)
+    first, second = claimed(ledger, take_in("1")), claimed(ledger, take_in("2"))
+    assert intents.take_turn(ledger, first, STEPS)
+    stand(ledger, first.id, state=state)
+    assert not intents.take_turn(ledger, second, STEPS)
 
 
 @pytest.mark.parametrize(
@@ -75,25 +83,42 @@ def test_an_order_that_goes_on_keeps_its_turn(ledger: Ledger, take_in: Callable[
 def test_an_order_that_stands_still_loses_it_and_learns_that(
     ledger: Ledger, take_in: Callable[..., int], values: dict[str, Any]
 ):
-    first, second = take_in("1"), take_in("2")
-    assert intents.take_turn(ledger, TURN, first, STEPS)
-    stand(ledger, first, **values)
-    assert intents.holds_turn(ledger, TURN, first), "nobody has come yet"
-    assert intents.take_turn(ledger, TURN, second, STEPS)
-    intents.end_turn(ledger, TURN, second)
-    assert not intents.holds_turn(ledger, TURN, first)
+    first, second = claimed(ledger, take_in("1")), claimed(ledger, take_in("2"))
+    assert intents.take_turn(ledger, first, STEPS)
+    stand(ledger, first.id, **values)
+    assert intents.holds_turn(ledger, first), "nobody has come yet"
+    assert intents.take_turn(ledger, second, STEPS)
+    intents.end_turn(ledger, second)
+    assert not intents.holds_turn(ledger, first)
 
 
 def test_of_many_at_once_one_has_the_turn(ledger: Ledger, take_in: Callable[..., int]):
-    numbers = [take_in(str(number)) for number in range(6)]
-    together = threading.Barrier(len(numbers))
+    claims = [claimed(ledger, take_in(str(number))) for number in range(6)]
+    together = threading.Barrier(len(claims))
 
-    def ask(order: int) -> bool:
+    def ask(claim: Claim) -> bool:
         together.wait(10)
-        return intents.take_turn(ledger, TURN, order, STEPS)
+        return intents.take_turn(ledger, claim, STEPS)
 
-    with ThreadPoolExecutor(len(numbers)) as pool:
-        assert sorted(pool.map(ask, numbers)) == [False] * 5 + [True]
+    with ThreadPoolExecutor(len(claims)) as pool:
+        assert sorted(pool.map(ask, claims)) == [False] * 5 + [True]
+
+
+def test_the_end_of_a_turn_wakes_one_that_waits_for_it(ledger: Ledger, take_in: Callable[..., int]):
+    first = claimed(ledger, take_in("1"))
+    assert intents.take_turn(ledger, first, STEPS)
+    later, sooner, elsewhere, otherwise = take_in("2"), take_in("3"), take_in("4", "other"), take_in("5")
+    waits(ledger, later, 25.0)
+    waits(ledger, sooner, 20.0)
+    stand(ledger, elsewhere, state=State.WAITING, awaits=intents.TURN)
+    stand(ledger, otherwise, state=State.WAITING, awaits="numbered")
+    intents.end_turn(ledger, claimed(ledger, take_in("6")))
+    states = [queries.position_of(ledger, order) for order in (sooner, later, elsewhere, otherwise)]
+    assert {state for _, _, state in filter(None, states)} == {"waiting"}, "it was not that order's turn"
+    intents.end_turn(ledger, first)
+    states = [queries.position_of(ledger, order) for order in (sooner, later, elsewhere, otherwise)]
+    assert [state for _, _, state in filter(None, states)] == ["ready", "waiting", "waiting", "waiting"]
+    assert intents.take_turn(ledger, claimed(ledger, sooner), STEPS)
 
 
 # -- facts ------------------------------------------------------------------------------------------------------------

@@ -175,6 +175,11 @@ class Bookings(Driver):
         foreseen = self.foreseen(number, start)
         operators.replay(self.ledger, foreseen, "ann", acknowledged=acknowledged)
 
+    def it_did_happen(self, number: int) -> None:
+        """An operator says so of the effect in doubt."""
+        foreseen = operators.foresee(self.fleet, self.order(number), happened=True)
+        operators.replay(self.ledger, foreseen, "ann", happened=True)
+
     def doors_row(self, number: int) -> dict[str, Any]:
         """The order, as our partner may see it."""
         return dict(self.door.get(f"/partner/order/{number}", headers=TOKEN).json["data"])
@@ -481,10 +486,11 @@ def test_a_person_binds_the_booking_that_was_in_doubt(bookings: Bookings):
     assert "is this order's" in bookings.doing(number, {"booking": 0}).run()
     with pytest.raises(Refused, match="booked as 0 already"):
         bookings.doing(number, {"booking": 1}).ask()
-    bookings.again(number)
+    bookings.it_did_happen(number)
     bookings.go()
     assert bookings.facts(number)["booking_id"] == 0
     assert bookings.order(number)["step"] == "partner.track"
+    assert bookings.facts(number)["intent"] is None
     assert len(bookings.crews()) == 3
 
 
@@ -507,8 +513,7 @@ def test_a_person_says_so_after_others_were_booked(bookings: Bookings):
 
 def test_a_person_says_that_it_did_happen_and_not_which_it_is(bookings: Bookings):
     number = in_doubt(bookings)
-    foreseen = operators.foresee(bookings.fleet, bookings.order(number), happened=True)
-    operators.replay(bookings.ledger, foreseen, "ann", acknowledged=True, happened=True)
+    bookings.it_did_happen(number)
     bookings.go()
     assert bookings.state(number) == "parked"
     assert "bind" in bookings.order(number)["error"]
@@ -537,6 +542,22 @@ def test_a_booking_of_another_time_is_not_taken_for_it(bookings: Bookings):
     bookings.go()
     bookings.others_book()
     bookings.remote.edit(0, created_at="2020-01-01T00:00:00.000Z")
+    bookings.go_on(1)
+    for _ in range(3):
+        bookings.look()
+    assert bookings.facts(number)["booking_id"] == 1
+
+
+@pytest.mark.parametrize("why", ["it was there before", "it is another order's"])
+def test_a_booking_that_cannot_be_it_is_not_taken_for_it(bookings: Bookings, why: str):
+    number = bookings.stand_before("partner.book")
+    if why == "it was there before":
+        bookings.others_book()
+    bookings.fail("500_before", "/order/create", times=1)
+    bookings.go()
+    if why == "it is another order's":
+        bookings.others_book()
+        assert intents.bind(bookings.ledger, "partner", "default", "77", "0") == "77"
     bookings.go_on(1)
     for _ in range(3):
         bookings.look()
@@ -646,6 +667,27 @@ def test_when_all_slots_are_lost_the_customer_must_choose_anew(bookings_with: Ca
     assert "none of the slots is free any more" in bookings.order(number)["error"]
     assert bookings.facts(number)["lost"] == []
     assert bookings.crews() == []
+
+
+class Hopeful(Partner):
+    """A service that calls every slot free and then refuses it."""
+
+    def slots(self, store_id: str) -> dict[str, Any]:
+        return {day: dict.fromkeys(slots, True) for day, slots in super().slots(store_id).items()}
+
+
+def test_a_slot_that_was_refused_is_not_asked_for_again(bookings_with: Callable[..., Bookings]):
+    bookings = bookings_with({"slot_capacity": 0})
+    hopeful = Hopeful(bookings.remote.url, auth=Login(bookings.remote.url, "sandbox", "sandbox-password"))
+    client = bookings.client
+    bookings.talk_to(hopeful)
+    number = bookings.add(datetime=bookings.free(2))
+    bookings.go()
+    hopeful.close()
+    bookings.talk_to(client)
+    assert bookings.state(number) == "parked"
+    assert "none of the slots is free any more" in bookings.order(number)["error"]
+    assert bookings.attempts(number).count(("partner.book", "partly")) == 2
 
 
 def test_trap_10_a_slot_that_is_not_free_is_not_asked_for(bookings_with: Callable[..., Bookings]):

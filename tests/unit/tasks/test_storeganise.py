@@ -341,9 +341,31 @@ def test_trap_02_a_job_that_cannot_be_read_now_is_read_later(warehouse, fault):
     assert warehouse.order(order_id)["step"] == "storeganise.order_start"
 
 
-def test_trap_02_where_jobs_cannot_be_read_the_list_is_searched(warehouse):
+def test_trap_02_with_a_wrong_key_no_job_is_given_up(warehouse):
     order_id = warehouse.add()
-    warehouse.add()
+    hear(warehouse, f"job:{warehouse.remote.order(order_id)['jobId']}")
+    warehouse.backend.options.api_key = "changed"
+    warehouse.go(erp=False)
+    warehouse.backend.options.api_key = "sandbox-key"
+    warehouse.go_on(2)
+    assert warehouse.order(order_id)["step"] == "storeganise.order_start"
+
+
+def test_trap_02_two_events_of_a_job_before_it_is_seen_to(warehouse):
+    order_id = warehouse.add()
+    entry = f"job:{warehouse.remote.order(order_id)['jobId']}"
+    for number in range(2):
+        hear(warehouse, entry, f"hook:{number}")
+        warehouse.read_news()
+    assert known(warehouse) == {entry}
+    warehouse.go(erp=False)
+    assert known(warehouse) == {entry, order_id}
+
+
+def test_trap_02_where_jobs_cannot_be_read_the_list_is_searched(warehouse):
+    for _ in range(3):
+        warehouse.add()
+    order_id = warehouse.add()
     job_id = warehouse.remote.order(order_id)["jobId"]
     warehouse.backend._tenant.jobs.clear()
     hear(warehouse, f"job:{job_id}")
@@ -355,6 +377,8 @@ def test_trap_02_where_jobs_cannot_be_read_the_list_is_searched(warehouse):
 
 
 def test_trap_02_a_job_of_nobody_stops_nobody(warehouse):
+    for _ in range(60):
+        warehouse.add()
     hear(warehouse, "job:65a0")
     warehouse.go(erp=False)
     assert warehouse.state("job:65a0") == "ignored"
@@ -816,6 +840,16 @@ def test_a_signal_without_items_means_all_of_them(warehouse, step):
     assert warehouse.effects(order_id)[f"item:{COMMANDS[step]}"] == 3
 
 
+@pytest.mark.parametrize("step", list(COMMANDS))
+def test_a_signal_with_an_empty_list_means_none_of_them(warehouse, step):
+    order_id = warehouse.stand_before(step)
+    before = warehouse.effects(order_id)
+    warehouse.tell(order_id, SIGNALS[step], items=[])
+    warehouse.go(erp=False)
+    assert (warehouse.state(order_id), warehouse.order(order_id)["awaits"]) == ("waiting", SIGNALS[step])
+    assert warehouse.effects(order_id) == before
+
+
 def test_a_signal_must_name_the_boxes_that_were_picked(warehouse):
     order_id = warehouse.stand_before("items_pickEmptyBoxes")
     warehouse.tell(order_id, "picked")
@@ -880,6 +914,23 @@ def test_staff_complete_everything_between_two_polls(warehouse):
     assert warehouse.odd_events() == []
 
 
+@pytest.mark.parametrize("items", ["transit_to_customer", "with_customer"])
+def test_a_step_that_staff_completed_and_that_is_open_again_waits_for_the_warehouse(warehouse, items):
+    """That staff completed it is no word of where the boxes are."""
+    order_id = warehouse.stand_before("items_deliver")
+    warehouse.remote.edit(order_id, complete_step="items_deliver")
+    warehouse.poll()
+    _, _, deliver, collect, _ = warehouse.there(order_id).steps
+    deliver.state, collect.state = "ready", "pending"
+    for sid in warehouse.sids(order_id):
+        warehouse.item(sid).state = items
+    warehouse.go(erp=False)
+    assert (warehouse.state(order_id), warehouse.order(order_id)["awaits"]) == ("waiting", "delivered")
+    assert warehouse.effects(order_id)["complete_step"] == 2
+    warehouse.happens(order_id, "items_deliver")
+    assert warehouse.order(order_id)["awaits"] == "collected"
+
+
 def test_steps_completed_before_the_order_is_read_are_passed_over(warehouse):
     order_id = warehouse.add()
     for step in BOXES[:2]:
@@ -934,6 +985,18 @@ def test_cancelled_before_it_was_read_never_reaches_the_erp(warehouse):
     warehouse.go(erp=False)
     assert warehouse.state(order_id) == "cancelled"
     assert not warehouse.in_erp(order_id)
+
+
+def test_cancelled_there_when_it_was_never_ours_is_nothing(warehouse):
+    order_id = warehouse.add()
+    for step in BOXES:
+        warehouse.remote.edit(order_id, complete_step=step)
+    hear(warehouse, f"job:{warehouse.remote.order(order_id)['jobId']}")
+    warehouse.go(erp=False)
+    assert warehouse.state(order_id) == "ignored"
+    warehouse.remote.edit(order_id, state="cancelled")
+    warehouse.poll()
+    assert (warehouse.state(order_id), warehouse.odd_events()) == ("ignored", [])
 
 
 def test_cancelled_there_though_it_is_done_here_is_shown(warehouse):
@@ -1052,6 +1115,18 @@ def test_the_erp_cancels_and_a_person_cancels_there(warehouse):
     assert warehouse.state(order_id) == "cancelled"
     assert warehouse.attempts(order_id)[-1] == ("storeganise.cancel", "skipped")
     assert not warehouse.effects(order_id)
+
+
+def test_news_of_an_order_that_is_being_cancelled_wakes_nothing_else(warehouse):
+    order_id = warehouse.stand_before("items_deliver")
+    warehouse.tell(order_id, "cancelled")
+    warehouse.go(erp=False)
+    warehouse.remote.edit(order_id, complete_step="items_deliver")
+    warehouse.poll()
+    warehouse.worker.sweep.run()
+    warehouse.go(erp=False)
+    assert (warehouse.state(order_id), warehouse.order(order_id)["step"]) == ("parked", "storeganise.cancel")
+    assert "where it stands at items_collect" in warehouse.error(order_id)
 
 
 def test_an_operator_cancels_an_order_that_is_completed_there(warehouse):
@@ -1198,6 +1273,19 @@ def test_an_order_without_boxes_and_items_is_parked(warehouse):
     order_id = warehouse.take_in(boxes=[], items=[])
     assert warehouse.error(order_id) == "the order asks for no boxes and has no items"
     assert not warehouse.in_erp(order_id)
+
+
+def test_a_refused_completion_is_parked_with_their_words(warehouse):
+    order_id = warehouse.stand_before("items_deliver")
+    warehouse.there(order_id).state = "completed"  # though its steps say otherwise
+    for sid in warehouse.sids(order_id):
+        warehouse.item(sid).state = "with_customer"
+    warehouse.happens(order_id, "items_deliver")
+    assert warehouse.state(order_id) == "parked"
+    assert "400 The order is completed.; code: order_closed" in warehouse.error(order_id)
+    warehouse.there(order_id).state = "started"
+    warehouse.go_on(1)
+    assert warehouse.order(order_id)["awaits"] == "collected"
 
 
 def test_a_completion_that_does_not_last_stops_the_next_step(warehouse):

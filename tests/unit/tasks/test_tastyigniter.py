@@ -311,9 +311,9 @@ def test_trap_04_our_own_row_is_known_by_its_comment_though_a_person_set_it_back
     today.fail("lost_answer", "PATCH", times=1)
     today.interpose("PATCH", number, status_id=2)
     today.go()
-    assert (today.state(number), today.status(number)) == ("retrying", 2)
     today.go_on(1)
-    assert today.attempts(number)[-1] == ("tastyigniter.preparing", "skipped")
+    tries = [outcome for step, outcome in today.attempts(number) if step == "tastyigniter.preparing"]
+    assert (tries, today.status(number)) == (["retry", "skipped"], 2)
     assert today.moves(number) == ["status:1->3"]
     rows = today.remote.order(number)["history"]
     assert [row["comment"] for row in rows if row["status_id"] == 3] == ["ERP order SO-1"]
