@@ -159,11 +159,16 @@ def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 _FLOWS = "tests/flows/"
 
 
-def pytest_collection_modifyitems(items):
-    """Everything under tests/flows starts real processes: `-m "not flows"` is the quick part."""
+def pytest_collection_modifyitems(config, items):
+    """Everything under tests/flows starts real processes: `-m "not flows"` is the quick part. A storm that differs from
+    another one of its system in one thing only runs when somebody asks for large ones."""
     for item in items:
         if item.nodeid.startswith(_FLOWS):
             item.add_marker(pytest.mark.flows)
+    if "STORM_ORDERS" not in os.environ:
+        large = [item for item in items if item.get_closest_marker("large")]
+        config.hook.pytest_deselected(items=large)
+        items[:] = [item for item in items if item not in large]
 
 
 class FlowsInOnePlace(LoadScopeScheduling):

@@ -274,6 +274,7 @@ def test_a_storm(fleet, remote):
     storm(fleet, remote, 1)
 
 
+@pytest.mark.large
 @ON_POSTGRESQL
 @pytest.mark.timeout(600)
 def test_a_storm_where_doshii_completes_what_is_paid(fleet, remote):

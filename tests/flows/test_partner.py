@@ -177,6 +177,7 @@ def test_a_storm(fleet, remote):
     storm(fleet, remote, 1)
 
 
+@pytest.mark.large
 @ON_POSTGRESQL
 @pytest.mark.timeout(600)
 def test_a_storm_with_two_workers_and_a_flush_of_the_broker(fleet, remote, valkey):

@@ -234,6 +234,7 @@ def test_a_storm(fleet, remote):
     storm(fleet, remote, 2)
 
 
+@pytest.mark.large
 @ON_POSTGRESQL
 @pytest.mark.timeout(600)
 def test_a_storm_whose_webhooks_name_only_jobs(fleet, remote):

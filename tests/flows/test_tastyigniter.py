@@ -224,7 +224,10 @@ def check_storm(fleet: Fleet, site: Remote, reaper: Reaper) -> None:
 
 @pytest.mark.timeout(600 + 4 * ORDERS)
 @pytest.mark.parametrize(
-    ("profile", "ledger_url"), [("P1", "sqlite"), ("P3", "postgresql")], indirect=["ledger_url"], ids=["P1", "P3"]
+    ("profile", "ledger_url"),
+    [pytest.param("P1", "sqlite", marks=pytest.mark.large), ("P3", "postgresql")],
+    indirect=["ledger_url"],
+    ids=["P1", "P3"],
 )
 def test_a_storm(fleet, site):
     site.control.backend.options.change(
