@@ -598,12 +598,15 @@ class _ConnectionServer(ThreadedWSGIServer):
             with self._guard:
                 self._connections.discard(request)
 
-    def hang_up(self) -> None:
-        """End all connections."""
+    def hang_up(self, *, patience: float = 5.0) -> None:
+        """End all connections, and wait a while for what is at work on a request."""
         with self._guard:
             for connection in self._connections:
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
+        until = time.monotonic() + patience
+        while self._connections and time.monotonic() < until:
+            time.sleep(0.01)
 
 
 class Server:

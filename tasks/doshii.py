@@ -79,6 +79,10 @@ class Found:
         return self.remote.status in CANCELLED
 
 
+class Gone(Refused):
+    """Doshii has the order no more, or never had it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finder:
     """Reads one order, wherever it is by now (trap 7, section 7.5)."""
@@ -97,11 +101,11 @@ class Finder:
         return schema.pos_id(self.facts["erp_number"]) if "erp_number" in self.facts else None
 
     def find(self) -> Found:
-        """The order: unlinked, under our id, or under whatever id it was linked. Raises `Refused` if it is nowhere."""
+        """The order: unlinked, under our id, or under whatever id it was linked. Raises `Gone` if it is nowhere."""
         found = None if "pos_id" in self.facts else self._unlinked()
         found = found or self._under(self.our_id) or self._searched()
         if found is None:
-            raise Refused(f"Doshii has no order {self.external_id}, neither unlinked nor linked")
+            raise Gone(f"Doshii has no order {self.external_id}, neither unlinked nor linked")
         return found
 
     def find_with_payments(self) -> Found:
@@ -387,7 +391,7 @@ def _accepted(job: Job, account: Account, found: Found, detail: str, our_id: str
 def _with_pending(account: Account, remote: RemoteOrder) -> Order | None:
     """The order with the items that were appended; None if there are none, or none that can be booked: those are left
     to `doshii.follow`, where a person sees them."""
-    if not remote.pending or remote.status not in ("pending", "accepted"):
+    if not remote.pending or remote.status == "complete":
         return None
     try:
         return _to_order(account, remote, pending=True)
@@ -404,12 +408,13 @@ def approve(job: Job, account: Account) -> Outcome:
 def _approve(job: Job, account: Account, found: Found) -> Outcome:
     if found.cancelled:
         return _cancelled(found)
-    wanted = _with_pending(account, found.remote) or _to_order(account, found.remote)
+    with_pending = _with_pending(account, found.remote)
+    wanted = with_pending or _to_order(account, found.remote)
     if schema.changes(job.order, wanted):
         again = (*_TAKE_OVER, *_after(job))
         return skipped("they changed again: taken over anew", document=wanted.to_json(), rest=again)
-    if not found.remote.pending or found.remote.status != "accepted":
-        return skipped("no items wait for approval")
+    if with_pending is None:
+        return skipped("no items wait for approval that the draft has")
     answer = _put_linked(account, found, schema.approval(found.document))
     return Done(f"approved {_words(found)}", facts={"version": answer.get("version")})
 
@@ -510,7 +515,10 @@ def reject(job: Job, account: Account) -> Outcome:
     """The ERP refused, or it or an operator cancelled: the order is cancelled at Doshii, then each open payment is
     rejected (trap 12), one write a run."""
     finder = _of(job, account)
-    return _deciding(finder.find_with_payments, partial(_reject, job, account, finder))
+    try:
+        return _deciding(finder.find_with_payments, partial(_reject, job, account, finder))
+    except Gone as gone:
+        return skipped(gone.reason)
 
 
 def _reject(job: Job, account: Account, finder: Finder, found: Found) -> Outcome:

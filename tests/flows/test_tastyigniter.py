@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ledger import queries
+from sandbox.tastyigniter import site_of
 from tests.flows.harness import Fleet, Remote, a_fleet, a_remote, wait_for
 from tests.flows.test_kills import ALL_MOMENTS, DYING, ON_POSTGRESQL, ON_SQLITE
 from tests.services import PrivateValkey
@@ -46,6 +47,9 @@ def fleet(site: Remote, valkey: PrivateValkey, ledger_url: str, tmp_path: Path) 
     """A fleet to whose web server the site delivers; no process runs yet."""
     with a_fleet(site, home=tmp_path, broker=valkey.url, database=ledger_url) as opened:
         yield opened
+        post = site_of(site.app).hooks.post
+        post.stop()
+        wait_for(post.quiet, "the last webhook is answered, before the web server's ledger is closed", 30)
 
 
 def check_exactly_once(fleet: Fleet, site: Remote, count: int) -> None:
@@ -56,7 +60,7 @@ def check_exactly_once(fleet: Fleet, site: Remote, count: int) -> None:
     for kind in ("status:1->3", "status:3->5"):
         assert (effects[kind], most[kind]) == (count, 1)
     # In P1 a PATCH sends no mail.
-    mails = 0 if site.control.backend.options.profile == "P1" else count  # type: ignore[attr-defined]
+    mails = 0 if site_of(site.app).options.profile == "P1" else count
     assert (effects["mail:3"], most.get("mail:3", 0)) == (mails, min(mails, 1))
     assert len(fleet.erp_rows("erp_order")) == count
     numbered = Counter(row["external_reference"] for row in fleet.erp_rows("erp_event") if row["kind"] == "numbered")
@@ -198,7 +202,7 @@ def check_storm(fleet: Fleet, site: Remote, reaper: Reaper) -> None:
     rows, orders = fleet.rows(), {str(order["id"]): order for order in site.all_orders()}
     most, effects = site.most_per_order(), site.effects()
     in_erp = {row["external_id"]: row["stage"] for row in fleet.erp_rows("erp_order")}
-    deliveries = site.control.backend.hooks.post.deliveries()  # type: ignore[attr-defined]
+    deliveries = site_of(site.app).hooks.post.deliveries()
     print(
         f"\n{len(orders)} orders; kills: {reaper.kills}; faults: {site.control.faults.injected()}; states: "
         f"{dict(fleet.states())}; effects: { {kind: effects[kind] for kind in WRITES} }; webhooks: {len(deliveries)}, "

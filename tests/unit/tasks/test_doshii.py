@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from flask import Response, request
 from sqlalchemy import select, update
 
 from ledger import queries
@@ -15,6 +16,8 @@ from tasks.doshii import PLAN, SYSTEM, probe
 from tests.flows.harness import a_remote, a_web, wait_for
 from tests.unit.tasks.conftest import LONG_AGO, Driver
 from workers import operators
+from workers.settings import WrongSettings, read_settings
+from workers.systems.doshii import WIRING
 
 NOBODY = "redis://127.0.0.1:1/0"
 PIZZA = {"posId": "pep_pizza", "name": "Pepperoni Pizza", "quantity": 2, "unitPrice": "1100"}
@@ -819,6 +822,28 @@ def test_appended_once_more_before_the_approval(venue):
     assert venue.effects(number)["items_approved"] == 1
 
 
+def test_appended_before_the_approval_and_nothing_to_book_it_on(venue):
+    """What the draft has not is not approved, and neither is what came with it."""
+    number = venue.take_in(unapprovedItems=[COLA])
+    venue.go(hold={"doshii.approve"})
+    waiting = venue.there(number)["unapprovedItems"]
+    venue.edit(number, unapprovedItems=[*waiting, CAKE])
+    venue.go()
+    assert (venue.state(number), venue.order(number)["step"]) == ("parked", "doshii.follow")
+    assert products(number, venue) == ["pep_pizza"]
+    assert [item["posId"] for item in venue.there(number)["items"]] == ["pep_pizza"]
+    assert venue.effects(number)["items_approved"] == 0
+
+
+def test_cancelled_before_the_approval(venue):
+    number = venue.take_in(unapprovedItems=[COLA])
+    venue.go(hold={"doshii.approve"})
+    venue.remote.edit(number, status="cancelled", quiet=True)
+    venue.go()
+    assert (venue.state(number), venue.stage(number)) == ("cancelled", "cancelled")
+    assert venue.effects(number)["items_approved"] == 0
+
+
 @pytest.mark.parametrize("how", ["told", "polled"])
 def test_appended_after_the_erp_confirmed_is_parked(venue, how):
     number = venue.open()
@@ -978,14 +1003,17 @@ def test_news_of_an_order_made_at_the_till_make_none(venue):
     assert queries.listing(venue.ledger, queries.Filter()) == []
 
 
-def test_news_that_cannot_be_read_are_shown(venue):
+def test_an_order_that_is_gone_is_shown_and_can_be_cancelled(venue):
     number = venue.open()
-    venue.remote.edit(number, id="MOVED", quiet=True, status="accepted")
-    venue.remote.app.extensions["doshii"].store.orders.pop(number)
-    venue.remote.app.extensions["doshii"].store.linked.clear()
-    venue.remote.app.extensions["doshii"].store._by_update.clear()
+    store = venue.remote.app.extensions["doshii"].store
+    store.orders.pop(number)
+    store.linked.clear()
+    store._by_update.clear()
     send(venue, "order_updated", id=number, posRef="SO-1")
     assert venue.problems() == [f"Doshii has no order {number}, neither unlinked nor linked"]
+    operators.cancel(venue.ledger, venue.order(number), SYSTEM, "ann")
+    venue.go()
+    assert (venue.state(number), venue.stage(number)) == ("cancelled", "cancelled")
 
 
 def test_an_order_whose_id_moved_is_found_by_its_own_number(venue):
@@ -997,6 +1025,29 @@ def test_an_order_whose_id_moved_is_found_by_its_own_number(venue):
     venue.go()
     assert (venue.state(number), venue.there(number)["status"]) == ("done", "complete")
     assert venue.writes(number) == {"put_unlinked": 1, "put_order": 1}
+
+
+def test_it_is_found_among_others(venue):
+    number = venue.open()
+    for other in ("TILL-1", "TILL-2"):
+        venue.add(id=other, status="accepted")
+    venue.remote.edit(number, id="MOVED", quiet=True)
+    assert venue.foresee(number, "doshii.follow").text == "there is nothing new"
+
+
+def test_a_linked_order_that_cannot_be_read(venue):
+    """The poll goes on, and a person sees what Doshii said."""
+    number = venue.open()
+    venue.remote.edit(number, notes="Ring twice", quiet=True)
+
+    def no_reading() -> Response | None:
+        return Response(status=400) if request.path.endswith("/orders/SO-1") else None
+
+    venue.remote.app.before_request_funcs.setdefault(None, []).append(no_reading)
+    venue.poll()
+    (problem,) = venue.problems()
+    assert problem.startswith("GET /orders/SO-1: 400")
+    assert queries.cursor(venue.ledger, "doshii.poll:default") is not None
 
 
 def test_our_own_writes_are_no_news_to_the_poll(venue):
@@ -1080,6 +1131,16 @@ def test_trap_13_nothing_is_written_under_an_id_that_is_not_linked(venue):
     assert venue.state(number) == "parked"
     assert len(venue.remote.all_orders()) == 1
     assert "created" not in venue.writes(number)
+
+
+def test_trap_13_nor_by_a_persons_command(venue):
+    number = venue.up_to("doshii.accept", transactions=[PREPAID], unapprovedItems=[COLA])
+    with pytest.raises(Refused, match="no payment is taken"):
+        venue.command(number, "accept-payment")
+    venue.remote.edit(number, status="accepted", quiet=True)  # as no Doshii should show it: accepted, and not linked
+    with pytest.raises(Refused, match="nothing is written"):
+        venue.command(number, "approve-items")
+    assert venue.writes(number) == {}
 
 
 def test_trap_15_an_event_is_answered_while_doshii_is_down(venue):
@@ -1217,3 +1278,36 @@ def test_wrong_credentials_hold_the_orders_back(venue):
     venue.remote.control.backend.options.vendor_key = "sandbox-vendor-key"
     venue.go_on(3, ships=True)
     assert venue.state(number) == "done"
+
+
+# === Settings ===============================================================================================
+
+SET = {
+    "DOSHII_URL": "https://doshii.example.com/pos/v3",
+    "DOSHII_VENDOR": "acme",
+    "DOSHII_VENDOR_KEY": "key",
+    "DOSHII_LOCATION_TOKEN": "token",
+}
+
+
+def test_what_must_be_set_is_asked_for_by_name():
+    with pytest.raises(WrongSettings) as caught:
+        read_settings({"DOSHII_URL": SET["DOSHII_URL"], "DOSHII_WEBHOOK_KEY": "erp", "DOSHII_CURRENCY": "dollars"})
+    names = sorted(problem.partition(":")[0] for problem in caught.value.problems)
+    assert names == [
+        "DOSHII_CURRENCY",
+        "DOSHII_LOCATION_TOKEN",
+        "DOSHII_VENDOR",
+        "DOSHII_VENDOR_KEY",
+        "DOSHII_WEBHOOK_TOKEN",
+    ]
+
+
+def test_venues_side_by_side_and_one_without_a_webhook():
+    accounts = {"DOSHII_ACCOUNTS": "north,south", "DOSHII_NORTH_WEBHOOK_TOKEN": "t0ken", "DOSHII_CURRENCY": "nzd"}
+    settings = read_settings(SET | accounts)
+    assert [account.options["currency"] for account in settings.accounts] == ["NZD", "NZD"]
+    assert WIRING.receiver is not None
+    receiver = WIRING.receiver(settings.accounts)
+    assert list(receiver.accounts()) == ["north"]
+    assert receiver.proves("north", {"Authorization": "Bearer t0ken"}, b"")
