@@ -157,6 +157,7 @@ def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 # === Processes ==============================================================================================
 
 _FLOWS = "tests/flows/"
+_OF_THE_FLEET = {f"test_{name}.py" for name in ("accounts", "kills", "recovery", "storm", "up")}
 
 
 def pytest_collection_modifyitems(config, items):
@@ -172,14 +173,18 @@ def pytest_collection_modifyitems(config, items):
 
 
 class FlowsInOnePlace(LoadScopeScheduling):
-    """With `-n`, all flows run one after another in one process, the other tests file by file in the rest.
+    """With `-n`, the flows of the fleet itself run one after another in one process, those of single systems in another
+    one, and the other tests file by file in whichever is free.
 
-    Two flows at once would starve each other on a small machine. (xdist's own groups, `--dist loadgroup`,
+    More flows at once would starve each other on a small machine. (xdist's own groups, `--dist loadgroup`,
     have no effect with pytest 9.2: xdist 3.8 writes them to `Item._nodeid`, which is no longer there.)
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return _FLOWS if nodeid.startswith(_FLOWS) else nodeid.partition("::")[0]
+        file = nodeid.partition("::")[0]
+        if not file.startswith(_FLOWS):
+            return file
+        return f"{_FLOWS} of the fleet" if file.removeprefix(_FLOWS) in _OF_THE_FLEET else f"{_FLOWS} of systems"
 
 
 def pytest_xdist_make_scheduler(config, log):
