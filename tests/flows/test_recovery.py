@@ -82,11 +82,11 @@ class TestBroker:
 
 class TestMessages:
     def test_delivered_twice_and_at_the_same_time(self, fleet, shop):
-        shop.add(30)
-        slow(shop, 0.05)
+        slow(shop, 0.2)
         fleet.start("beat")
         for _ in range(2):
             fleet.started("worker")
+        shop.add(30)  # only now: one worker alone might be through before the other is there
         wait_for(lambda: fleet.states(), fleet.why)
         doubled = 0
         while not fleet.settled(30):
