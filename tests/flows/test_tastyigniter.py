@@ -115,7 +115,7 @@ def test_killed_while_status_9_is_written(fleet, site):
         operators.cancel(fleet.ledger, row, fleet.fleet.systems["tastyigniter"], "ann")
     for moment in MOMENTS:
         dying = fleet.start(DYING, DIE_AT=f"{moment}:tastyigniter.cancel")
-        wait_for(lambda dying=dying: dying.poll() is not None, fleet.why)  # type: ignore[misc]
+        wait_for(lambda dying=dying: dying.poll() is not None, fleet.why)  # type: ignore[misc]  # mypy cannot type a default of a lambda
         assert dying.returncode == -signal.SIGKILL, f"{moment} {fleet.why()}"
     fleet.start("beat")
     fleet.started("worker")
