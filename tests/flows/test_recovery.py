@@ -169,9 +169,10 @@ class TestLedger:
         worker = fleet.started("worker")
         wait_for(lambda: fleet.states()["done"] >= 3, fleet.why)
         between.cut()
-        before = shop.effects().total()
+        before = len(shop.control.backend.effects.of())
         wait_for(lambda: shop.quiet_for(1.0), "the shop is left alone", 30)
-        assert shop.effects().total() <= before + 16
+        # One write a thread may be under way; a write counts once here, whatever it changes.
+        assert len(shop.control.backend.effects.of()) <= before + 16
         between.mend()
         slow(shop, 0.0)
         wait_for(lambda: fleet.settled_if_it_answers(40), "all settle", 90)
