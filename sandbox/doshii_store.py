@@ -241,6 +241,11 @@ class Store:
         while self._due and self._due[0][0] <= self._clock():
             heapq.heappop(self._due)[2]()
 
+    @property
+    def something_is_due(self) -> bool:
+        """Whether anything will still happen by itself, now or later."""
+        return bool(self._due)
+
     def later(self, seconds: float | None, action: Callable[[], None]) -> None:
         """Do `action` after so many seconds; at once for 0, never for `None`."""
         if seconds is None:

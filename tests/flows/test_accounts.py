@@ -8,11 +8,18 @@ import pytest
 
 from ledger import queries
 from tests.flows.harness import SETTLED, Fleet, Remote, a_fleet, a_remote, wait_for
-from tests.flows.test_kills import EFFECTS, ON_SQLITE
+from tests.flows.killing import ON_SQLITE
+from tests.flows.test_kills import EFFECTS
 from tests.services import PrivateValkey
+from workers.systems import NAMES
 
-ACCOUNTS = {"cloudsuite": ("main", "outlet"), "doshii": ("north", "south")}
-UP, DOWN = ("cloudsuite:main", "doshii:north"), ("cloudsuite:outlet", "doshii:south")
+ACCOUNTS = {
+    system: accounts
+    for system, accounts in {"cloudsuite": ("main", "outlet"), "doshii": ("north", "south")}.items()
+    if system in NAMES
+}
+UP = [f"{system}:{up}" for system, (up, _) in ACCOUNTS.items()]
+DOWN = [f"{system}:{down}" for system, (_, down) in ACCOUNTS.items()]
 ORDERS = 8
 
 Remotes = dict[str, Remote]

@@ -1,11 +1,9 @@
 """Doshii with real processes: workers killed at every moment of every step, and a storm. What counts is what took
 effect at the imitation: every order accepted, completed or rejected once, every payment answered once."""
 
-import os
-import random
-import signal
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,11 +11,10 @@ from flask import request
 
 from sandbox.doshii import UNKNOWN_PRODUCT
 from tests.flows.harness import Fleet, Remote, a_fleet, a_remote, wait_for
-from tests.flows.test_kills import AT_EACH_MOMENT, DYING, ON_POSTGRESQL, ON_SQLITE
-from tests.flows.test_storm import KILL_EVERY, Reaper
+from tests.flows.killing import AT_EACH_MOMENT, ON_POSTGRESQL, ON_SQLITE, Reaper, dies_at, killed, storm_orders
 from tests.services import PrivateValkey
 
-ORDERS = int(os.environ.get("STORM_ORDERS", "24"))
+ORDERS = storm_orders(24)
 STEPS = (
     "doshii.fetch",
     "erp.draft",
@@ -114,20 +111,6 @@ def check_exactly_once(fleet: Fleet, remote: Remote) -> None:
     check_nothing_twice(fleet, remote)
 
 
-def dies_at(fleet: Fleet, remote: Remote, moment: str, step: str) -> None:
-    """Let a worker run until it kills itself at `moment` of `step`; orders come until one of them meets it."""
-    order(remote, kind_for(step))
-    dying = fleet.start(DYING, DIE_AT=f"{moment}:{step}")
-
-    def dead() -> bool:
-        if settled(fleet, remote):
-            order(remote, kind_for(step))
-        return dying.poll() is not None
-
-    wait_for(dead, lambda: f"{moment}:{step} {fleet.why()}")
-    assert dying.returncode == -signal.SIGKILL, f"{moment}:{step} {fleet.why()}"
-
-
 def finish(fleet: Fleet, remote: Remote) -> None:
     fleet.started("worker")
     wait_for(lambda: settled(fleet, remote), fleet.why, 90)
@@ -138,7 +121,8 @@ def finish(fleet: Fleet, remote: Remote) -> None:
 def test_killed_at_this_moment_of_every_step(fleet, remote, moment):
     fleet.start("beat")
     for step in BEGINNINGS if moment == "claiming" else STEPS:
-        dies_at(fleet, remote, moment, step)
+        kind = kind_for(step)
+        dies_at(fleet, f"{moment}:{step}", partial(order, remote, kind), partial(settled, fleet, remote))
     finish(fleet, remote)
     check_exactly_once(fleet, remote)
 
@@ -173,7 +157,7 @@ def killed_by(fleet: Fleet, remote: Remote, kind: str, path: str, word: str) -> 
 
     remote.when("PUT", kill, path)
     order(remote, kind)
-    assert worker.wait(60) == -signal.SIGKILL, fleet.why()
+    killed(worker, fleet)
 
 
 # === The storm ==============================================================================================
@@ -218,21 +202,9 @@ def all_through(fleet: Fleet, remote: Remote) -> bool:
     return settled(fleet, remote) and ends(fleet, remote).keys() <= FITTING and not living(remote)
 
 
-class PatientReaper(Reaper):
-    """Lets a new worker show life before the next one is killed, however busy the machine is."""
-
-    def _reap(self) -> None:
-        dice = random.Random(7)
-        while not self._stop.wait(KILL_EVERY):
-            victim = dice.randrange(len(self._workers))
-            self._fleet.kill(self._workers[victim])
-            self.kills += 1
-            self._workers[victim] = self._fleet.started("worker")
-
-
 def living(remote: Remote) -> bool:
     """Whether a customer or a partner will still do something, at the next request after its time."""
-    return bool(remote.app.extensions["doshii"].store._due)
+    return remote.app.extensions["doshii"].store.something_is_due
 
 
 def storm(fleet: Fleet, remote: Remote, workers: int) -> None:
@@ -243,7 +215,7 @@ def storm(fleet: Fleet, remote: Remote, workers: int) -> None:
     remote.control.backend.add_orders(ODD)
     remote.faults({"rate": 0.1, "seed": 3, "slow_seconds": 0.3})
     fleet.start("beat")
-    with PatientReaper(fleet, workers).at_work() as reaper:
+    with Reaper(fleet, workers).at_work() as reaper:
         wait_for(lambda: all_through(fleet, remote), lambda: f"{ends(fleet, remote)} {fleet.why()}", 500)
     effects = remote.effects()
     print(

@@ -1,30 +1,13 @@
 """A worker is killed at every moment of every step: each effect takes place exactly once."""
 
-import os
-import signal
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from tests.flows.harness import Fleet, Shop, wait_for
+from tests.flows.killing import ON_POSTGRESQL, ON_SQLITE, dies_at, killed
 
-ON_SQLITE = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-ON_POSTGRESQL = pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
-ALL_MOMENTS = os.environ.get("KILL_MOMENTS") == "all"
-"""Claim and record are the same for every system, and CloudSuite's matrix kills at each of their moments. Of the other
-systems the one that is their own is met every time, after the effect and before its record; all of them with
-`KILL_MOMENTS=all`."""
-AT_EACH_MOMENT = pytest.mark.parametrize(
-    ("ledger_url", "moment"),
-    [
-        ("postgresql", "effect-done"),
-        *([("postgresql", "claiming"), ("sqlite", "claimed"), ("sqlite", "recorded")] if ALL_MOMENTS else []),
-    ],
-    indirect=["ledger_url"],
-)
-DYING = str(Path(__file__).with_name("dying_worker.py"))
 STEPS = (
     "cloudsuite.fetch",
     "erp.order",
@@ -51,27 +34,12 @@ def check_exactly_once(fleet: Fleet, shop: Shop, count: int) -> None:
     assert sorted(numbered.values()) == [1] * count
 
 
-def dies_at(fleet: Fleet, shop: Shop, moment: str) -> None:
-    """Let a worker run until it kills itself at `moment`. Orders come until one meets it: a signal that is there
-    before its step makes the step a fused link, which is not claimed by itself."""
-    shop.add(3)
-    dying = fleet.start(DYING, DIE_AT=moment)
-
-    def dead() -> bool:
-        if fleet.settled(len(list(shop.control.backend.all_orders()))):
-            shop.add(3)
-        return dying.poll() is not None
-
-    wait_for(dead, lambda: f"{moment} {fleet.why()}")
-    assert dying.returncode == -signal.SIGKILL, f"{moment} {fleet.why()}"
-
-
 @pytest.mark.timeout(240)
 def test_killed_at_every_moment_of_every_step(fleet, shop):
     fleet.start("beat")
     for moment, step in MOMENTS:
-        dies_at(fleet, shop, f"{moment}:{step}")
-    count = len(list(shop.control.backend.all_orders()))
+        dies_at(fleet, f"{moment}:{step}", lambda: shop.add(3), lambda: fleet.settled(len(shop.all_orders())))
+    count = len(shop.all_orders())
     fleet.started("worker")
     wait_for(lambda: fleet.settled(count), fleet.why, 90)
     check_exactly_once(fleet, shop, count)
@@ -85,7 +53,7 @@ def test_killed_between_the_remotes_work_and_its_answer(fleet, shop, method):
     worker = fleet.started("worker")
     shop.when(method, lambda: fleet.kill(worker))
     fleet.start("beat")
-    assert worker.wait(30) == -signal.SIGKILL
+    killed(worker, fleet)
     fleet.started("worker")
     wait_for(lambda: fleet.settled(len(numbers)), fleet.why)
     check_exactly_once(fleet, shop, len(numbers))
@@ -116,24 +84,24 @@ def test_all_orders_move_again_soon_after_a_kill(fleet, shop):
 def test_an_order_that_kills_three_processes_is_parked_and_others_are_unharmed(fleet, shop):
     numbers = shop.add(20)
     poison = numbers[7]
-    killed = []
+    victims = []
 
     def kill_whoever_asks(port: int) -> None:
-        killed.append(fleet.kill_the_owner_of(port))
+        victims.append(fleet.kill_the_owner_of(port))
 
     shop.poisons(poison, kill_whoever_asks)
     fleet.start("beat")
     fleet.started("worker")
-    wait_for(lambda: len(killed) == 1, fleet.why)
+    wait_for(lambda: len(victims) == 1, fleet.why)
     fleet.started("worker")
-    wait_for(lambda: len(killed) == 2, fleet.why)
+    wait_for(lambda: len(victims) == 2, fleet.why)
     last = fleet.started("worker")
     wait_for(lambda: fleet.settled(len(numbers)), fleet.why)
     row = fleet.rows()[str(poison)]
     assert row["state"] == "parked"
     assert "3 " in row["error"]
     assert "SIGKILL" in row["error"] or "signal 9" in row["error"]
-    assert len(killed) == 3
+    assert len(victims) == 3
     assert last.poll() is None
-    assert last.pid not in killed
+    assert last.pid not in victims
     assert fleet.states() == {"done": len(numbers) - 1, "parked": 1}

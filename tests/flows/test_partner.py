@@ -2,10 +2,9 @@
 them at the service. Workers are killed at every moment of every step, and there is a storm. What counts is what took
 effect at the imitation: one number for one order of the shop's, one crew for one order of ours."""
 
-import os
-import signal
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ import pytest
 from sandbox.partner import service_of
 from sandbox.partner_shop import UNKNOWN_PRODUCT
 from tests.flows.harness import Fleet, Remote, a_fleet, a_remote, wait_for
-from tests.flows.test_kills import AT_EACH_MOMENT, DYING, ON_POSTGRESQL, ON_SQLITE
-from tests.flows.test_storm import KILL_EVERY, Reaper
+from tests.flows.killing import AT_EACH_MOMENT, ON_POSTGRESQL, ON_SQLITE, Reaper, dies_at, killed, storm_orders
 from tests.services import PrivateValkey
 
-ORDERS = int(os.environ.get("STORM_ORDERS", "16"))
+ORDERS = storm_orders(16)
 STEPS = ("erp.order", "partner.upload", "partner.book", "partner.track")
 SOON = {"PARTNER_TIMEOUT": "1.5", "PARTNER_LOOK_SECONDS": "1", "PARTNER_RATE": "100"}
 
@@ -71,20 +69,6 @@ def check_one_crew_each(fleet: Fleet, remote: Remote, numbers: list[int]) -> Non
     assert all(crew["_status"] == "done" for crew in crews(remote))
 
 
-def dies_at(fleet: Fleet, remote: Remote, moment: str) -> None:
-    """Let a worker run until it kills itself at `moment`; orders come until one of them meets it."""
-    remote.add(1)
-    dying = fleet.start(DYING, DIE_AT=moment)
-
-    def dead() -> bool:
-        if settled(fleet, remote):
-            remote.add(1)
-        return dying.poll() is not None
-
-    wait_for(dead, lambda: f"{moment} {fleet.why()}")
-    assert dying.returncode == -signal.SIGKILL, f"{moment} {fleet.why()}"
-
-
 def finish(fleet: Fleet, remote: Remote) -> None:
     fleet.started("worker")
     wait_for(lambda: settled(fleet, remote), fleet.why, 90)
@@ -98,7 +82,7 @@ def finish(fleet: Fleet, remote: Remote) -> None:
 def test_killed_at_this_moment_of_every_step(fleet, remote, moment):
     fleet.start("beat")
     for step in STEPS if moment != "claiming" else STEPS[::3]:
-        dies_at(fleet, remote, f"{moment}:{step}")
+        dies_at(fleet, f"{moment}:{step}", partial(remote.add, 1), partial(settled, fleet, remote))
     finish(fleet, remote)
 
 
@@ -115,7 +99,7 @@ def test_killed_between_the_services_work_and_its_answer(fleet, remote, path):
         worker = fleet.started("worker")
         remote.when("POST", lambda worker=worker: fleet.kill(worker), path)
         remote.add(2)
-        assert worker.wait(60) == -signal.SIGKILL, fleet.why()
+        killed(worker, fleet)
     finish(fleet, remote)
 
 
@@ -137,24 +121,13 @@ def through(fleet: Fleet, remote: Remote) -> bool:
     )
 
 
-class Patient(Reaper):
-    """Waits until a new worker shows life: on a busy machine that takes longer than the three seconds it then has."""
-
-    def _reap(self) -> None:
-        while not self._stop.wait(KILL_EVERY):
-            victim = self.kills % len(self._workers)
-            self._fleet.kill(self._workers[victim])
-            self.kills += 1
-            self._workers[victim] = self._fleet.started("worker")
-
-
 def storm(fleet: Fleet, remote: Remote, workers: int) -> None:
     """Odd orders, some sent twice or with their answers lost; at the service one request in ten misbehaves; and a
     worker is killed every three seconds."""
     remote.add(ORDERS, seed=11, plain=False)
     remote.faults({"rate": 0.1, "seed": 3, "slow_seconds": 0.3})
     fleet.start("beat")
-    with Patient(fleet, workers).at_work() as reaper:
+    with Reaper(fleet, workers).at_work() as reaper:
         wait_for(lambda: through(fleet, remote), fleet.why, 500)
     effects = remote.effects()
     print(

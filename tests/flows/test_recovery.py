@@ -10,8 +10,9 @@ from sqlalchemy import URL, make_url
 from ledger import queries, records
 from tests import services
 from tests.flows.harness import Fleet, an_erp, shop_settings, wait_for
+from tests.flows.killing import ON_POSTGRESQL, ON_SQLITE
 from tests.flows.proxy import proxy
-from tests.flows.test_kills import ON_POSTGRESQL, ON_SQLITE, check_exactly_once
+from tests.flows.test_kills import check_exactly_once
 from workers.celery import send_chain
 
 LATE = str(Path(__file__).with_name("late_worker.py"))

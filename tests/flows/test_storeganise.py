@@ -1,27 +1,21 @@
 """Storeganise with real processes: workers killed at every moment of every step, and a storm. What counts is what took
 effect at the imitation: every step completed once, every item commanded once, one invoice."""
 
-import os
-import random
-import signal
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import request
-from sqlalchemy.exc import DBAPIError
 
-from ledger import queries
 from sandbox.storeganise import UNKNOWN_PRODUCT
 from tests.flows.harness import Fleet, Remote, a_fleet, a_remote, wait_for
-from tests.flows.test_kills import AT_EACH_MOMENT, DYING, ON_POSTGRESQL, ON_SQLITE
-from tests.flows.test_storm import KILL_EVERY, Reaper
+from tests.flows.killing import AT_EACH_MOMENT, ON_POSTGRESQL, ON_SQLITE, Reaper, dies_at, killed, storm_orders
 from tests.services import PrivateValkey
 
-ORDERS = int(os.environ.get("STORM_ORDERS", "24"))
+ORDERS = storm_orders(24)
 JOB_STEPS = ("order_start", "items_pickEmptyBoxes", "items_deliver", "items_collect", "items_store")
 STEPS = ("storeganise.fetch", *(f"storeganise.{step}" for step in JOB_STEPS))
 COMMANDS = ("valetOrder_add", "valetOrder_deliver", "valetOrder_collect", "valetOrder_store")
@@ -91,20 +85,6 @@ def check_exactly_once(fleet: Fleet, remote: Remote) -> None:
     check_nothing_twice(fleet, remote)
 
 
-def dies_at(fleet: Fleet, remote: Remote, moment: str) -> None:
-    """Let a worker run until it kills itself at `moment`; orders come until one of them meets it."""
-    book(remote, 2)
-    dying = fleet.start(DYING, DIE_AT=moment)
-
-    def dead() -> bool:
-        if settled(fleet, remote):
-            book(remote, 2)
-        return dying.poll() is not None
-
-    wait_for(dead, lambda: f"{moment} {fleet.why()}")
-    assert dying.returncode == -signal.SIGKILL, f"{moment} {fleet.why()}"
-
-
 def finish(fleet: Fleet, remote: Remote) -> None:
     fleet.started("worker")
     wait_for(lambda: settled(fleet, remote), fleet.why, 90)
@@ -115,7 +95,7 @@ def finish(fleet: Fleet, remote: Remote) -> None:
 def test_killed_at_this_moment_of_every_step(fleet, remote, moment):
     fleet.start("beat")
     for step in STEPS:
-        dies_at(fleet, remote, f"{moment}:{step}")
+        dies_at(fleet, f"{moment}:{step}", partial(book, remote, 2), partial(settled, fleet, remote))
     finish(fleet, remote)
     check_exactly_once(fleet, remote)
 
@@ -132,7 +112,7 @@ def killed_by(fleet: Fleet, remote: Remote, path: str, body: str) -> None:
 
     remote.when("PUT", kill, path)
     book(remote, 2)
-    assert worker.wait(60) == -signal.SIGKILL, fleet.why()
+    killed(worker, fleet)
 
 
 @ON_SQLITE
@@ -158,26 +138,6 @@ def test_killed_between_a_completion_and_its_answer(fleet, remote):
 
 
 # === The storm ==============================================================================================
-
-
-class PatientReaper(Reaper):
-    """Lets a new worker come to life before it kills again: on a busy machine none would else."""
-
-    def _reap(self) -> None:
-        dice = random.Random(7)
-        while not self._stop.wait(KILL_EVERY):
-            victim = dice.randrange(len(self._workers))
-            self._fleet.kill(self._workers[victim])
-            self.kills += 1
-            before = self._alive()
-            self._workers[victim] = self._fleet.start("worker")
-            while not self._alive() - before and not self._stop.wait(0.1):
-                pass
-
-    def _alive(self) -> set[str]:
-        with suppress(DBAPIError):  # the ledger is busy just now
-            return {row["name"] for row in queries.live_workers(self._fleet.ledger)}
-        return set()
 
 
 def unknown_to_the_erp(order: dict[str, Any]) -> bool:
@@ -209,7 +169,7 @@ def storm(fleet: Fleet, remote: Remote, workers: int) -> None:
     remote.control.backend.add_orders(dict(order) for order in ODD)
     remote.faults({"rate": 0.1, "seed": 3, "slow_seconds": 0.3})
     fleet.start("beat")
-    with PatientReaper(fleet, workers).at_work() as reaper:
+    with Reaper(fleet, workers).at_work() as reaper:
         wait_for(lambda: all_through(fleet, remote), fleet.why, 500)
     orders = {order["id"]: order for order in remote.all_orders()}
     effects = remote.effects()

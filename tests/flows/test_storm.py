@@ -2,51 +2,16 @@
 
 `STORM_ORDERS=500` makes it as large as the one whose figures are in docs/performance.md."""
 
-import os
-import random
-import signal
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from sandbox.cloudsuite import UNKNOWN_PRODUCT
 from tests.flows.harness import Fleet, Shop, wait_for
-from tests.flows.test_kills import EFFECTS, ON_POSTGRESQL, ON_SQLITE
+from tests.flows.killing import ON_POSTGRESQL, ON_SQLITE, Reaper, storm_orders
+from tests.flows.test_kills import EFFECTS
 
-ORDERS = int(os.environ.get("STORM_ORDERS", "60"))
-KILL_EVERY = 3.0
-
-
-class Reaper:
-    """Kills one of `count` workers every three seconds, and starts another."""
-
-    def __init__(self, fleet: Fleet, count: int) -> None:
-        self.kills = 0
-        self._fleet = fleet
-        self._workers = [fleet.start("worker") for _ in range(count)]
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._reap, daemon=True)
-
-    def _reap(self) -> None:
-        dice = random.Random(7)
-        while not self._stop.wait(KILL_EVERY):
-            victim = dice.randrange(len(self._workers))
-            self._workers[victim].send_signal(signal.SIGKILL)
-            self._workers[victim].wait(10)
-            self.kills += 1
-            self._workers[victim] = self._fleet.start("worker")
-
-    @contextmanager
-    def at_work(self) -> Iterator["Reaper"]:
-        self._thread.start()
-        try:
-            yield self
-        finally:
-            self._stop.set()
-            self._thread.join(15)
+ORDERS = storm_orders(60)
 
 
 def payable(order: dict) -> bool:

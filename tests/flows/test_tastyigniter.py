@@ -3,13 +3,9 @@ faults and of lost, doubled and late webhooks. Each status is set once, and each
 
 `STORM_ORDERS=200` makes the storm larger."""
 
-import os
-import random
-import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +14,11 @@ import pytest
 from ledger import queries
 from sandbox.tastyigniter import site_of
 from tests.flows.harness import Fleet, Remote, a_fleet, a_remote, wait_for
-from tests.flows.test_kills import ALL_MOMENTS, DYING, ON_POSTGRESQL, ON_SQLITE
+from tests.flows.killing import ALL_MOMENTS, DYING, ON_POSTGRESQL, ON_SQLITE, Reaper, dies_at, killed, storm_orders
 from tests.services import PrivateValkey
 from workers import operators
 
-ORDERS = int(os.environ.get("STORM_ORDERS", "24"))
+ORDERS = storm_orders(24)
 STEPS = ("tastyigniter.fetch", "erp.order", "tastyigniter.preparing", "tastyigniter.completed")
 MOMENTS = ("claimed", "effect-done", "recorded") if ALL_MOMENTS else ("effect-done",)
 # A message begins with the first step, and with those that waited for a signal.
@@ -67,24 +63,10 @@ def check_exactly_once(fleet: Fleet, site: Remote, count: int) -> None:
     assert sorted(numbered.values()) == [1] * count
 
 
-def dies_at(fleet: Fleet, site: Remote, moment: str) -> None:
-    """Let a worker run until it kills itself at `moment`. Orders come until one meets it."""
-    site.add(3)
-    dying = fleet.start(DYING, DIE_AT=moment)
-
-    def dead() -> bool:
-        if fleet.settled(len(site.all_orders())):
-            site.add(3)
-        return dying.poll() is not None
-
-    wait_for(dead, lambda: f"{moment} {fleet.why()}")
-    assert dying.returncode == -signal.SIGKILL, f"{moment} {fleet.why()}"
-
-
 def killed_at(fleet: Fleet, site: Remote, moments: list[tuple[str, str]]) -> None:
     fleet.start("beat")
     for moment, step in moments:
-        dies_at(fleet, site, f"{moment}:{step}")
+        dies_at(fleet, f"{moment}:{step}", partial(site.add, 3), lambda: fleet.settled(len(site.all_orders())))
     count = len(site.all_orders())
     fleet.started("worker")
     wait_for(lambda: fleet.settled(count), fleet.why, 90)
@@ -115,8 +97,7 @@ def test_killed_while_status_9_is_written(fleet, site):
         operators.cancel(fleet.ledger, row, fleet.fleet.systems["tastyigniter"], "ann")
     for moment in MOMENTS:
         dying = fleet.start(DYING, DIE_AT=f"{moment}:tastyigniter.cancel")
-        wait_for(lambda dying=dying: dying.poll() is not None, fleet.why)  # type: ignore[misc]  # mypy cannot type a default of a lambda
-        assert dying.returncode == -signal.SIGKILL, f"{moment} {fleet.why()}"
+        killed(dying, fleet)
     fleet.start("beat")
     fleet.started("worker")
     wait_for(lambda: fleet.settled(len(numbers)), fleet.why)
@@ -135,46 +116,13 @@ def test_killed_between_the_sites_work_and_its_answer(fleet, site):
     worker = fleet.started("worker")
     site.when("PATCH", lambda: fleet.kill(worker), "/orders/")
     fleet.start("beat")
-    assert worker.wait(30) == -signal.SIGKILL
+    killed(worker, fleet)
     fleet.started("worker")
     wait_for(lambda: fleet.settled(len(numbers)), fleet.why)
     check_exactly_once(fleet, site, len(numbers))
 
 
 # === The storm ==============================================================================================
-
-
-class Reaper:
-    """Kills the worker whenever some more has happened at the site, and starts another: on a slow machine, too, each
-    of them gets something done."""
-
-    def __init__(self, fleet: Fleet, site: Remote) -> None:
-        self.kills = 0
-        self._fleet, self._site = fleet, site
-        self._worker = fleet.start("worker")
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._reap, daemon=True)
-
-    def _reap(self) -> None:
-        dice, seen = random.Random(7), self._effects()
-        while not self._stop.wait(0.1):
-            if self._effects() >= seen + dice.randint(ORDERS // 8, ORDERS // 4):
-                self._fleet.kill(self._worker)
-                self.kills += 1
-                self._worker = self._fleet.start("worker")
-                seen = self._effects()
-
-    def _effects(self) -> int:
-        return len([one for one in self._site.control.backend.effects.of() if one.method == "PATCH"])
-
-    @contextmanager
-    def at_work(self) -> Iterator["Reaper"]:
-        self._thread.start()
-        try:
-            yield self
-        finally:
-            self._stop.set()
-            self._thread.join(15)
 
 
 def through(fleet: Fleet, site: Remote) -> bool:
@@ -240,7 +188,7 @@ def test_a_storm(fleet, site):
     site.faults({"rate": 0.1, "seed": 3, "slow_seconds": 0.3})
     site.add(ORDERS, seed=11, plain=False)
     fleet.start("beat")
-    with Reaper(fleet, site).at_work() as reaper:
+    with Reaper(fleet, 1).at_work() as reaper:
         wait_for(lambda: fleet.states()["done"] >= ORDERS * 3 // 4, fleet.why, 300 + ORDERS)
     site.faults()
     wait_for(lambda: through(fleet, site), fleet.why, 300)
