@@ -24,6 +24,8 @@ from workers.tally import FINISHED, Backlog, Tally
 
 LOOK_EVERY = 1.0
 LINE_EVERY = 5.0
+ALL_EVERY = 60.0
+"""Seconds after which lines are said again that have not changed."""
 RATE_SECONDS = 10.0
 """How far back the rate of finished orders looks."""
 STOPPED_SHOWN = 5
@@ -160,13 +162,14 @@ class Page:
 
 
 class Lines:
-    """A line every few seconds, and one at once for every order that stops."""
+    """Every few seconds a line for each system whose orders moved, and one at once for every order that stops."""
 
     def __init__(self, scene: Scene, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._scene = scene
         self._console = console
         self._clock = clock
-        self._shown_at = clock()
+        self._shown_at = self._all_at = clock()
+        self._said: set[str] = set()
         self._told: set[tuple[int, int]] = set()
 
     def __enter__(self) -> Self:
@@ -190,7 +193,16 @@ class Lines:
                 self.say(f"{stopped_line(row)}; then: {self._scene.command} replay {order_name(row)}")
         if self._clock() >= self._shown_at + LINE_EVERY:
             self._shown_at = self._clock()
-            self.say(summary(snapshot))
+            self._say_what_changed(standing(snapshot))
+
+    def _say_what_changed(self, lines: list[str]) -> None:
+        if self._shown_at >= self._all_at + ALL_EVERY:
+            self._all_at = self._shown_at
+            self._said = set()
+        for line in lines:
+            if line not in self._said:
+                self.say(line)
+        self._said = set(lines)
 
 
 def _stamped(text: str) -> Text:
@@ -211,10 +223,10 @@ def stopped_line(row: dict[str, Any]) -> str:
     return f"{order_name(row)} stopped at {row['step']}: {row['error']}"
 
 
-def summary(snapshot: Snapshot) -> str:
-    """How things stand, in one line."""
+def standing(snapshot: Snapshot) -> list[str]:
+    """How things stand: a line for each system, and one for the fleet."""
     if snapshot.problem is not None:
-        return snapshot.problem
+        return [snapshot.problem]
     counts = [
         f"{system}: "
         + ", ".join(
@@ -222,7 +234,7 @@ def summary(snapshot: Snapshot) -> str:
         )
         for system in snapshot.backlog.systems
     ]
-    return "; ".join([*(counts or ["no orders yet"]), *_conditions(snapshot)])
+    return [*(counts or ["no orders yet"]), "; ".join(_conditions(snapshot))]
 
 
 def _conditions(snapshot: Snapshot) -> list[str]:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +14,20 @@ from ledger.connection import Ledger
 from ledger.queries import Gate
 from orders.arrival import Arrival
 from orders.outcomes import Planned
-from workers.live import LINE_EVERY, Lines, Page, Scene, Snapshot, Watch, duration, hints, open_view, page, summary
+from workers.live import (
+    ALL_EVERY,
+    LINE_EVERY,
+    Lines,
+    Page,
+    Scene,
+    Snapshot,
+    Watch,
+    duration,
+    hints,
+    open_view,
+    page,
+    standing,
+)
 from workers.supervisor import Status
 from workers.tally import FINISHED, Backlog
 
@@ -81,19 +95,21 @@ def test_a_ledger_that_is_away_is_said():
     screen = console()
     screen.print(page(SCENE, Snapshot(problem="the ledger cannot be read: no route"), CHILDREN, 1))
     assert "the ledger cannot be read: no route" in shown(screen)
-    assert summary(Snapshot(problem="away")) == "away"
+    assert standing(Snapshot(problem="away")) == ["away"]
 
 
 def test_without_stopped_orders_nothing_is_to_be_replayed():
     assert hints(SCENE, Snapshot()) == ["ORDERFLEET_HOME=here orderfleet orders"]
 
 
-def test_the_summary_is_one_line():
-    assert summary(SNAPSHOT) == (
-        "acme: 5 in flight, 1 stopped, 70 finished; 1.2 finished a second; oldest waits 2 min; 1 worker alive; "
-        "acme:default is in trouble: 503 from the shop"
-    )
-    assert summary(Snapshot(workers=2)) == "no orders yet; 0.0 finished a second; 2 workers alive"
+def test_every_system_has_a_line_and_so_has_the_fleet():
+    backlog = Backlog({**BACKLOG.orders, ("bmce", FINISHED): 3}, 130)
+    assert standing(replace(SNAPSHOT, backlog=backlog)) == [
+        "acme: 5 in flight, 1 stopped, 70 finished",
+        "bmce: 3 finished",
+        "1.2 finished a second; oldest waits 2 min; 1 worker alive; acme:default is in trouble: 503 from the shop",
+    ]
+    assert standing(Snapshot(workers=2)) == ["no orders yet", "0.0 finished a second; 2 workers alive"]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +137,26 @@ def test_lines_come_every_few_seconds_and_for_each_stopped_order_once():
     assert after.count("70 finished") == 1
     assert after.count("stopped at") == 2
     assert shown(screen).count("acme:8 stopped at") == 2
+
+
+def test_only_what_changed_is_said_again_and_everything_once_a_minute():
+    now = [0.0]
+    screen = console()
+    moved = replace(SNAPSHOT, backlog=Backlog({**BACKLOG.orders, ("bmce", FINISHED): 3}, 130))
+
+    def counts() -> tuple[int, int, int]:
+        now[0] += LINE_EVERY
+        view.show(snapshot, CHILDREN)
+        text = shown(screen)
+        return text.count("acme: 5 in flight"), text.count("bmce: 3 finished"), text.count("1 worker alive")
+
+    with Lines(SCENE, screen, clock=lambda: now[0]) as view:
+        snapshot = SNAPSHOT
+        assert [counts(), counts()] == [(1, 0, 1), (1, 0, 1)]
+        snapshot = moved
+        assert [counts(), counts()] == [(1, 1, 1), (1, 1, 1)]
+        now[0] = ALL_EVERY
+        assert counts() == (2, 2, 2)
 
 
 def test_a_terminal_gets_the_page_and_anything_else_lines():
