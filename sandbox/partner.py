@@ -908,6 +908,11 @@ def service_of(app: Flask) -> Service:
     return backend
 
 
+WEIGHT = 0.25
+"""Of the orders that others get. Crews are booked one after the other, and after a lost answer all wait until it is
+known what became of it: with more they would pile up."""
+
+
 def fleet_settings(url: str) -> dict[str, str]:
     """The environment that points a fleet at this imitation, which listens at `url`."""
     known = Options()
@@ -920,6 +925,8 @@ def fleet_settings(url: str) -> dict[str, str]:
         "PARTNER_STORES": ",".join(f"{store}={title}" for store, title in known.stores.items()),
         "PARTNER_ITEMS": ",".join(f"{item['id']}={item['name']}" for item in CATALOGUE),
         "PARTNER_POLL_SECONDS": "2",
+        "PARTNER_TIMEOUT": "5",
+        "PARTNER_LOOK_SECONDS": "3",
     }
 
 

@@ -170,7 +170,7 @@ class Lines:
         self._clock = clock
         self._shown_at = self._all_at = clock()
         self._said: set[str] = set()
-        self._told: set[tuple[int, int]] = set()
+        self._told: set[tuple[int, str]] = set()
 
     def __enter__(self) -> Self:
         for name, address in self._scene.addresses.items():
@@ -188,8 +188,8 @@ class Lines:
 
     def show(self, snapshot: Snapshot, children: Sequence[Status]) -> None:
         for row in reversed(snapshot.stopped):
-            if (row["id"], row["version"]) not in self._told:
-                self._told.add((row["id"], row["version"]))
+            if (row["id"], row["error"]) not in self._told:  # some are looked at again, and stop again
+                self._told.add((row["id"], row["error"]))
                 self.say(f"{stopped_line(row)}; then: {self._scene.command} replay {order_name(row)}")
         if self._clock() >= self._shown_at + LINE_EVERY:
             self._shown_at = self._clock()

@@ -36,9 +36,16 @@ def fleet_settings(ports: Mapping[str, int]) -> dict[str, str]:
 
 
 def imitation(system: str) -> Any:
-    """The module that imitates a system: `create_app()`, `fleet_settings(url)`, and `point_at(app, web)` if it sends
-    something by itself. Looked up by name, like the system's other files."""
+    """The module that imitates a system: `create_app()`, `fleet_settings(url)`, `point_at(app, web)` if it sends
+    something by itself, and `WEIGHT` if it gets more or fewer orders than others (1). Looked up by name, like the
+    system's other files."""
     return import_module(f"sandbox.{system}")
+
+
+def _shares() -> dict[str, float]:
+    """Of the orders that arrive, those of each system; together 1."""
+    weights = {system: getattr(imitation(system), "WEIGHT", 1.0) for system in NAMES}
+    return {system: weight / sum(weights.values()) for system, weight in weights.items()}
 
 
 def run_sandbox(
@@ -58,10 +65,11 @@ def run_sandbox(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *told: stop.set())
+    shares = _shares()
     with ExitStack() as stack:
         listening = {}
         for system in NAMES:
-            server = _serve(imitation(system), (ports or {}).get(system, 0), rate / len(NAMES), faults, web)
+            server = _serve(imitation(system), (ports or {}).get(system, 0), rate * shares[system], faults, web)
             stack.callback(server.stop)
             listening[system] = server.port
         _introduce(listening, rate, faults, erp_url, say)

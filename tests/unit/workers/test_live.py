@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ledger import records
+from ledger import intake, upkeep
 from ledger.connection import Ledger
 from ledger.queries import Gate
 from orders.arrival import Arrival
@@ -129,7 +129,7 @@ def test_lines_come_every_few_seconds_and_for_each_stopped_order_once():
         now[0] = LINE_EVERY
         view.show(SNAPSHOT, CHILDREN)
         after = shown(screen)
-        view.show(Snapshot(stopped=(stopped(8, version=1),)), CHILDREN)
+        view.show(Snapshot(stopped=(stopped(9, account="north", version=1), stopped(8, error="it burns"))), CHILDREN)
     assert "webhooks: http://127.0.0.1:8000" in before
     assert before.index("acme:8 stopped") < before.index("acme:north:9 stopped")
     assert before.count("stopped at") == 2
@@ -137,6 +137,7 @@ def test_lines_come_every_few_seconds_and_for_each_stopped_order_once():
     assert after.count("70 finished") == 1
     assert after.count("stopped at") == 2
     assert shown(screen).count("acme:8 stopped at") == 2
+    assert shown(screen).count("acme:north:9 stopped at") == 1
 
 
 def test_only_what_changed_is_said_again_and_everything_once_a_minute():
@@ -178,8 +179,8 @@ def test_the_watch_sees_orders_and_workers_come(ledger):
     watch = Watch(ledger, clock=lambda: now[0])
     assert watch.look() == Snapshot()
     arrivals = [Arrival("default", str(n), f"row:{n}", "row", "{}", PLAN, None) for n in "12"]
-    records.take_in(ledger, "acme", arrivals)
-    records.beat(ledger, "worker:1")
+    intake.take_in(ledger, "acme", arrivals)
+    upkeep.beat(ledger, "worker:1")
     now[0] = 1.0
     seen = watch.look()
     assert (seen.backlog.number("acme", "ready"), seen.workers, seen.problem) == (2, 1, None)
@@ -192,7 +193,7 @@ def test_the_rate_looks_back_ten_seconds(ledger):
     for second in range(0, 31, 5):
         now[0] = float(second)
         arrivals = [Arrival("default", str(second), f"row:{second}", "row", "{}", PLAN, None)]
-        records.take_in(ledger, "acme", arrivals)
+        intake.take_in(ledger, "acme", arrivals)
         with ledger.transaction() as connection:
             connection.exec_driver_sql("UPDATE orders SET state = 'done', wake_at = NULL")
         rates.append(watch.look().per_second)
