@@ -671,7 +671,7 @@ def _oddity(dice: random.Random, order: Json) -> Json:
         {"type": "dinein", "consumer": None},
         {"requiredAt": "2099-12-31T18:30:00.000Z"},
         {"transactions": [{"prepaid": False, "method": "eftpos", "tip": "150"}]},
-        {"pays": [{"prepaid": False}], "pays_after_seconds": late},
+        {"transactions": [], "pays": [{"prepaid": False}], "pays_after_seconds": late},
         {"taxes": [{"name": "GST", "type": "percentage", "taxType": "exclusive", "amount": "10", "value": 145}]},
     ]
     return dice.choice(oddities) if dice.random() < 0.1 else {}
