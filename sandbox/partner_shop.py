@@ -23,8 +23,8 @@ import requests
 from sandbox import base
 from sandbox.base import Json
 
-UNKNOWN_PRODUCT = "UNKNOWN-PRODUCT"
-"""The name of the one item in the catalogue that the sandbox ERP does not know."""
+UNKNOWN_PRODUCT = 599
+"""The one item in the catalogue that the sandbox ERP does not know."""
 CATALOGUE: tuple[Json, ...] = (
     {"id": 501, "name": "Wardrobe", "delivery": True, "assembly": True},
     {"id": 502, "name": "Bed frame", "delivery": True, "assembly": True},
@@ -33,7 +33,7 @@ CATALOGUE: tuple[Json, ...] = (
     {"id": 505, "name": "Desk", "delivery": True, "assembly": True},
     {"id": 506, "name": "Floor lamp", "delivery": True, "assembly": False},
     {"id": 507, "name": "Wall unit", "delivery": True, "assembly": True},
-    {"id": 599, "name": UNKNOWN_PRODUCT, "delivery": True, "assembly": True},
+    {"id": UNKNOWN_PRODUCT, "name": "Unknown to the ERP", "delivery": True, "assembly": True},
 )
 
 FLAGS = ("delivery", "assembly")
@@ -431,7 +431,7 @@ def _ordinary(dice: random.Random) -> Json:
 
 
 def _invented_item(dice: random.Random) -> Json:
-    item = dice.choice([item for item in CATALOGUE if item["name"] != UNKNOWN_PRODUCT])
+    item = dice.choice([item for item in CATALOGUE if item["id"] != UNKNOWN_PRODUCT])
     assembly = item["assembly"] and dice.random() < 0.6
     return {"id": item["id"], "count": dice.choice((1, 1, 1, 2, 4)), "delivery": True, "assembly": assembly}
 
@@ -451,6 +451,6 @@ def _oddity(dice: random.Random, order: Json) -> Json:
         {"customer": {**customer, "phone_number": "+357 (99) 000-001"}},
         {"customer": {**customer, "phone_number": "unknown"}},
         {"partner_details": {**details, "items": [{**first, "id": 999}]}},
-        {"partner_details": {**details, "items": [{**first, "id": 599}]}},
+        {"partner_details": {**details, "items": [{**first, "id": UNKNOWN_PRODUCT}]}},
     ]
     return dice.choices(oddities, (90, 2, 2, 1, 1, 1, 1, 1, 1))[0]

@@ -107,7 +107,7 @@ def test_killed_between_the_services_work_and_its_answer(fleet, remote, path):
 
 
 def unknown_to_the_erp(order: dict[str, Any]) -> bool:
-    return any(int(item["id"]) == 599 for item in order["specification"]["partner_details"]["items"])
+    return any(int(item["id"]) == UNKNOWN_PRODUCT for item in order["specification"]["partner_details"]["items"])
 
 
 def through(fleet: Fleet, remote: Remote) -> bool:
