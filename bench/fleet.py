@@ -24,7 +24,7 @@ from bench.work import Step, body_of, document
 from clients.base import Client, StaticToken
 from erp.port import Erp, Stage, open_erp
 from erp.sql_tables import erp_order
-from ledger import queries, records
+from ledger import intake, queries
 from ledger.connection import Ledger
 from ledger.migrate import migrate
 from ledger.models import attempts
@@ -184,7 +184,7 @@ class Producer:
         ids: list[int] = []
         for start in range(0, len(orders), PAGE):
             page = [_arrival(number, plan) for number in orders[start : start + PAGE]]
-            new = records.take_in(self.ledger, system, page).new
+            new = intake.take_in(self.ledger, system, page).new
             self._dispatcher.send_now(system, new)
             ids += new
         return ids

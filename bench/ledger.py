@@ -21,10 +21,11 @@ from bench.filling import BIG, SYSTEMS, fill
 from bench.plans import Plan, Statements, Watch
 from bench.servers import SERVER, fresh_database
 from erp.port import Erp, Stage, open_erp
-from ledger import queries, records
+from ledger import intake, interrupts, queries, records, remotes, sending, signals, upkeep
 from ledger.connection import Ledger
 from ledger.queries import Filter
-from ledger.records import Claim, Signal
+from ledger.records import Claim
+from ledger.signals import Signal
 from orders.arrival import Arrival
 from orders.lanes import ERP
 from orders.model import Order, external_reference
@@ -86,11 +87,11 @@ class Round:
 
     def _intake(self) -> list[int]:
         rows = [self._arrival(place) for place in range(PAGE)]
-        self._do("take_in: known orders", records.take_in, SYSTEM, [self._known(n) for n in range(1, 6)], about=5)
-        new = list(self._do("take_in: a new page", records.take_in, SYSTEM, rows, about=PAGE).new)
-        self._do("take_in: the same page", records.take_in, SYSTEM, rows, about=PAGE)
-        self._do("keep_odd_event", records.keep_odd_event, "erp", "default", self._key("odd"), "kind", "{}", "odd")
-        self._do("move_cursor", records.move_cursor, f"{SYSTEM}.poll", str(self._number))
+        self._do("take_in: known orders", intake.take_in, SYSTEM, [self._known(n) for n in range(1, 6)], about=5)
+        new = list(self._do("take_in: a new page", intake.take_in, SYSTEM, rows, about=PAGE).new)
+        self._do("take_in: the same page", intake.take_in, SYSTEM, rows, about=PAGE)
+        self._do("keep_odd_event", intake.keep_odd_event, "erp", "default", self._key("odd"), "kind", "{}", "odd")
+        self._do("move_cursor", signals.move_cursor, f"{SYSTEM}.poll", str(self._number))
         return new
 
     def _arrival(self, place: int) -> Arrival:
@@ -105,28 +106,28 @@ class Round:
         return f"{self._number}-{name}"
 
     def _sweep(self) -> None:
-        self._do("beat", records.beat, WORKER)
+        self._do("beat", upkeep.beat, WORKER)
         self._do("closed_gates", queries.closed_gates)
         self._do("held_by", queries.held_by, WORKER, about=len(SYSTEMS) * WINDOW)
-        self._do("take_tick", records.take_tick, "sweep", 0.0, WORKER)
+        self._do("take_tick", upkeep.take_tick, "sweep", 0.0, WORKER)
         self._do("orphans", queries.orphans, about=len(SYSTEMS) * WINDOW)
         self._do("interrupted", queries.interrupted)
         due: dict[str, list[int]] = {}
         for lane in (LANE, ERP):
             due |= self._do("overdue", queries.overdue, SYSTEM, lane, about=WINDOW)
         for order in (due.get("waiting") or [])[:3]:
-            self._do("recheck", records.recheck, order)
-        self._do("take_suspect", records.take_suspect, SYSTEM, LANE)
-        self._do("end_tick", records.end_tick, "sweep", WORKER)
+            self._do("recheck", upkeep.recheck, order)
+        self._do("take_suspect", sending.take_suspect, SYSTEM, LANE)
+        self._do("end_tick", upkeep.end_tick, "sweep", WORKER)
         self._do("database_now", queries.database_now)
 
     def _dispatch(self, new: Sequence[int]) -> None:
         self._do("in_flight", queries.in_flight, SYSTEM, about=WINDOW)
-        due = self._do("take_ready", records.take_ready, SYSTEM, LANE, WINDOW, about=WINDOW)
+        due = self._do("take_ready", sending.take_ready, SYSTEM, LANE, WINDOW, about=WINDOW)
         ids = [one.order_id for one in due]
-        self._do("resend", records.resend, ids, lost=False, about=WINDOW)
-        self._do("not_sent", records.not_sent, ids, about=WINDOW)
-        self._do("take_ready_orders", records.take_ready_orders, new[:20], about=20)
+        self._do("resend", sending.resend, ids, lost=False, about=WINDOW)
+        self._do("not_sent", sending.not_sent, ids, about=WINDOW)
+        self._do("take_ready_orders", sending.take_ready_orders, new[:20], about=20)
 
     def _claim(self, order: int, position: int) -> Claim:
         claim: Claim | None = self._do("claim", records.claim, order, position, PLAN[position].name, WORKER)
@@ -145,11 +146,11 @@ class Round:
             moved = self._do("done: free", records.done, claim, Done(), then)
             claim = moved.next or self._claim(order, 2)
             self._do("done: gated", records.done, claim, Done(), then)
-            self._do("signal", records.signal, [Signal(order, "numbered", "erp:1")], ("erp.events", "{}"))
+            self._do("signal", signals.signal, [Signal(order, "numbered", "erp:1")], ("erp.events", "{}"))
             moved = self._do("done: free", records.done, self._claim(order, 3), Done(), then)
             claim = moved.next or self._claim(order, 4)
             self._do("done: gated", records.done, claim, Done(), then)
-            records.signal(self._ledger, [Signal(order, "shipped", "erp:2")])
+            signals.signal(self._ledger, [Signal(order, "shipped", "erp:2")])
             self._do("has_tried", queries.has_tried, order, "erp.order")
             self._do("signals_of", queries.signals_of, order, "shipped")
             self._do("done: last", records.done, self._claim(order, 5), Done(), then)
@@ -161,22 +162,22 @@ class Round:
         self._do("wait_again", records.wait_again, self._claim(new[6], 0), "shipped", "a part", {"part": 1}, more=False)
         self._do("end", records.end, self._claim(new[7], 0), "gone", State.CANCELLED, (Planned("erp.cancel"),))
         claim = self._claim(new[8], 0)
-        self._do("interrupt", records.interrupt, new[8], "cancelled", (), State.CANCELLED)
+        self._do("interrupt", interrupts.interrupt, new[8], "cancelled", (), State.CANCELLED)
         self._do("let_go", records.let_go, new[8], claim.fence)
-        self._do("apply_interrupt", records.apply_interrupt, new[8])
+        self._do("apply_interrupt", interrupts.apply_interrupt, new[8])
         claim = self._claim(new[9], 0)
-        self._do("take_over", records.take_over, new[9], claim.fence, park_at=3, reason="gone")
-        self._do("stop_for_a_person", records.stop_for_a_person, new[10], "erp:3", "refused")
-        self._do("close_gate", records.close_gate, LANE, 0.0, "down")
-        self._do("open_gate", records.open_gate, LANE)
-        self._do("take_call", records.take_call, LANE, 0.001, 5.0)
+        self._do("take_over", upkeep.take_over, new[9], claim.fence, park_at=3, reason="gone")
+        self._do("stop_for_a_person", interrupts.stop_for_a_person, new[10], "erp:3", "refused")
+        self._do("close_gate", remotes.close_gate, LANE, 0.0, "down")
+        self._do("open_gate", remotes.open_gate, LANE)
+        self._do("take_call", remotes.take_call, LANE, 0.001, 5.0)
 
     def _feed(self, new: Sequence[int]) -> None:
         names = [self._key(str(place)) for place in range(PAGE)]
         self._do("cursor", queries.cursor, "erp.events")
         known = self._do("order_ids", queries.order_ids, SYSTEM, ACCOUNT, names, about=PAGE)
         told = [Signal(order, "numbered", f"erp:{order}", {}, {"n": 1}) for order in known.values()]
-        self._do("signal: a page", records.signal, told, ("erp.events", "{}"), about=PAGE)
+        self._do("signal: a page", signals.signal, told, ("erp.events", "{}"), about=PAGE)
         for name in names[:3]:
             reference = external_reference(SYSTEM, ACCOUNT, name)
             self._ask("erp: put", self._erp.put, reference, _ORDER, stage=Stage.CONFIRMED)

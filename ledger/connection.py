@@ -1,4 +1,4 @@
-"""The ledger's handle: one engine, handed to every read in `queries` and every write in `records`."""
+"""The ledger's handle: one engine, handed to every read in `queries` and to every write."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

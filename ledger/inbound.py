@@ -32,8 +32,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from databases.clock import later, now
 from ledger.connection import Ledger
+from ledger.intake import take_in_on
 from ledger.models import counters, documents, inbound_images, inbound_requests, inbound_tokens, orders
-from ledger.records import take_in_on
 from orders.arrival import Arrival
 from orders.inbound import Accepted, Image, ImageReused, KeyReused, Listed, Made, Offer, UnderWay
 from orders.outcomes import Planned

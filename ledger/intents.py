@@ -13,7 +13,7 @@ from sqlalchemy import Connection, bindparam, func, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from databases.clock import later, now
-from ledger import records
+from ledger import intake
 from ledger.connection import Ledger
 from ledger.models import OVERDUE, events, in_state, orders, ticks
 from ledger.records import Claim
@@ -127,7 +127,7 @@ def bind(ledger: Ledger, system: str, account: str, external_id: str, result: st
     whose it is. However many try at once, it is one order's."""
     # The body says nothing of the order: it is part of the key that must not be there twice.
     arrival = Arrival(account, external_id, f"{_BOUND}{result}", "bound", json.dumps({"id": result}), plan=())
-    records.take_in(ledger, system, [arrival])
+    intake.take_in(ledger, system, [arrival])
     return owners(ledger, system, account, [result])[result]
 
 

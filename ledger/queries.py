@@ -10,6 +10,7 @@ from sqlalchemy import Row, Select, and_, func, literal, or_, select
 
 from databases.clock import later, now
 from ledger.connection import Ledger
+from ledger.leases import WORKER_LEASE
 from ledger.models import (
     DUE,
     OVERDUE,
@@ -25,7 +26,6 @@ from ledger.models import (
     steps,
     workers,
 )
-from ledger.records import WORKER_LEASE
 from orders.states import FINISHED, IN_FLIGHT, NEEDS_A_PERSON, State
 
 Rows = list[dict[str, Any]]

@@ -1,440 +1,25 @@
-"""Every write to the ledger, named. Each function is one transaction; its conditions are in the statements."""
+"""A worker's hold on an order: its claim to a step, and the record of how the step ended."""
 
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    Float,
-    Integer,
-    Row,
-    Select,
-    String,
-    Update,
-    and_,
-    bindparam,
-    case,
-    cast,
-    delete,
-    func,
-    insert,
-    literal,
-    literal_column,
-    null,
-    or_,
-    select,
-    text,
-    update,
-)
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, String, Update, and_, bindparam, literal, literal_column, null, or_, select, update
 
 from databases.clock import later, now
-from databases.types import UTC
+from ledger.advancing import ADVANCE, ADVANCE_IN_ONE, ADVANCE_SQLITE, NOTE_SQLITE, held_where
 from ledger.connection import Ledger
 from ledger.direct import Direct, DirectSqlite, both_or_neither
-from ledger.models import (
-    DUE,
-    SUSPECT,
-    attempts,
-    audit,
-    cursors,
-    documents,
-    events,
-    gates,
-    in_state,
-    is_suspect,
-    orders,
-    signals,
-    steps,
-    ticks,
-    workers,
-)
-from orders.arrival import Arrival
+from ledger.leases import STEP_LIMIT
+from ledger.models import documents, orders
+from ledger.rows import NOTE, AnyRow, upsert, write_rest
+from ledger.signals import insert_signals, is_signalled
 from orders.lanes import lane_of
 from orders.outcomes import Done, Planned, alternatives
-from orders.states import FINISHED, IN_FLIGHT, State
+from orders.states import State
 
-STEP_LIMIT = 600.0  # seconds after which a claim is taken back even from a worker that looks alive
-RESEND_AFTER = 5.0  # seconds after which a queued order's message is looked for
-WORKER_LEASE = 6.0  # seconds without a sign of life after which a worker's orders are taken over
-
-AnyRow = Row[*tuple[Any, ...]]
-
-_FINAL = [state.value for state in FINISHED]
-
-
-# -- intake -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class TakenIn:
-    """What `take_in` found: ids of new orders, how many events were new, events that contradict a known one, and the
-    accounts of which known orders have news."""
-
-    new: tuple[int, ...] = ()
-    events: int = 0
-    conflicts: int = 0
-    news: frozenset[str] = frozenset()
-
-
-def take_in(ledger: Ledger, system: str, arrivals: Sequence[Arrival]) -> TakenIn:
-    """Write events, orders and plans, in one commit. Doubles change nothing; a known order with news is looked at
-    again at once if it was waiting to be."""
-    if not arrivals:
-        return TakenIn()
-    if ledger.postgresql and len(arrivals) == 1:
-        return _take_in_one(ledger, system, arrivals[0])
-    with ledger.transaction() as connection:
-        return take_in_on(connection, ledger, system, arrivals)
-
-
-def take_in_on(connection: Connection, ledger: Ledger, system: str, arrivals: Sequence[Arrival]) -> TakenIn:
-    """`take_in` as a part of the caller's transaction on `connection`."""
-    fresh = _insert_events(connection, ledger, system, arrivals)
-    if not fresh:
-        return TakenIn()
-    new = _insert_orders(connection, ledger, system, fresh)
-    known = [arrival for arrival in fresh if (arrival.account, arrival.external_id) not in new]
-    conflicts = _mark_conflicts(connection, system, known)
-    news = frozenset(arrival.account for arrival in known if _look_again(connection, system, arrival))
-    return TakenIn(tuple(new.values()), len(fresh), conflicts, news)
-
-
-_TAKE_IN_ONE = Direct(
-    text(
-        """
-        WITH known AS (
-            SELECT id FROM orders WHERE system = :system AND external_id = :external_id AND account = :account
-        ), event AS (
-            INSERT INTO events
-                (system, account, dedupe_key, body_hash, kind, external_id, body, received_at, news_at)
-            VALUES
-                (:system, :account, :dedupe_key, :body_hash, :kind, :external_id, :body, now(),
-                 CASE WHEN CAST(:news AS boolean) AND EXISTS (SELECT 1 FROM known) THEN now() END)
-            ON CONFLICT DO NOTHING RETURNING id
-        ), made AS (
-            INSERT INTO orders
-                (system, account, external_id, reference, state, position, step, lane, awaits,
-                 created_at, updated_at, wake_at)
-            SELECT :system, :account, :external_id, :reference, :state, 0, :step, :lane, :awaits, now(), now(), now()
-            FROM event WHERE CAST(:makes AS boolean) AND NOT EXISTS (SELECT 1 FROM known)
-            ON CONFLICT DO NOTHING RETURNING id
-        ), planned AS (
-            INSERT INTO steps (order_id, position, name, awaits, recheck, data)
-            SELECT made.id, one.position, one.name, one.awaits, one.recheck, one.data
-            FROM made, json_to_recordset(CAST(:plan AS json))
-                AS one(position smallint, name text, awaits text, recheck integer, data text)
-        )
-        SELECT (SELECT count(*) FROM event) AS events, (SELECT id FROM made) AS made
-        """
-    ),
-    ["events", "made"],
-)
-
-
-def _take_in_one(ledger: Ledger, system: str, arrival: Arrival) -> TakenIn:
-    """As `take_in`, for one event on PostgreSQL: in one round trip if it is a double or makes an order, as nearly all
-    webhooks do. One of a known order is marked as news by it, so that what follows may be cut off."""
-    with ledger.statement() as connection:
-        row = _TAKE_IN_ONE.one_or_none(connection, _as_values(system, arrival))
-    if row.made is not None or row.events == 0:
-        return TakenIn((row.made,) if row.made is not None else (), row.events)
-    with ledger.transaction() as connection:
-        conflicts = _mark_conflicts(connection, system, [arrival])
-        news = _look_again(connection, system, arrival)
-    return TakenIn((), 1, conflicts, frozenset({arrival.account} if news else ()))
-
-
-def _as_values(system: str, arrival: Arrival) -> dict[str, Any]:
-    makes = bool(arrival.plan) and arrival.external_id is not None
-    first = arrival.plan[0] if makes else Planned("")
-    return {
-        "system": system,
-        "account": arrival.account,
-        "dedupe_key": arrival.dedupe_key,
-        "body_hash": _body_hash(arrival.body),
-        "kind": arrival.kind,
-        "external_id": arrival.external_id,
-        "body": arrival.body,
-        "news": arrival.news,
-        "makes": makes,
-        "reference": arrival.reference,
-        "state": _first_state(first),
-        "step": first.name,
-        "lane": lane_of(system, arrival.account, first.name),
-        "awaits": first.awaits,
-        "plan": json.dumps(_plan_rows(0, 0, arrival.plan)),
-    }
-
-
-def _first_state(first: Planned) -> str:
-    return State.READY.value if first.awaits is None else State.WAITING.value
-
-
-def _upsert(ledger: Ledger, table: Any) -> Any:
-    return postgresql.insert(table) if ledger.postgresql else sqlite.insert(table)
-
-
-def _body_hash(body: str) -> str:
-    return hashlib.sha256(body.encode()).hexdigest()
-
-
-def _insert_events(connection: Connection, ledger: Ledger, system: str, arrivals: Sequence[Arrival]) -> list[Arrival]:
-    by_key = {(a.account, a.dedupe_key, _body_hash(a.body)): a for a in arrivals}
-    rows = [
-        {
-            "system": system,
-            "account": account,
-            "dedupe_key": key,
-            "body_hash": body_hash,
-            "kind": a.kind,
-            "external_id": a.external_id,
-            "body": a.body,
-        }
-        for (account, key, body_hash), a in by_key.items()
-    ]
-    statement = (
-        _upsert(ledger, events)
-        .values(received_at=now())
-        .on_conflict_do_nothing()
-        .returning(events.c.account, events.c.dedupe_key, events.c.body_hash)
-    )
-    return [by_key[tuple(row)] for row in connection.execute(statement, rows)]
-
-
-def _insert_orders(
-    connection: Connection, ledger: Ledger, system: str, arrivals: Iterable[Arrival]
-) -> dict[tuple[str, str], int]:
-    first: dict[tuple[str, str], Arrival] = {}
-    for arrival in arrivals:
-        if arrival.plan and arrival.external_id is not None:
-            first.setdefault((arrival.account, arrival.external_id), arrival)
-    if not first:
-        return {}
-    statement = (
-        _upsert(ledger, orders)
-        .values(created_at=now(), updated_at=now(), wake_at=now())
-        .on_conflict_do_nothing()
-        .returning(orders.c.account, orders.c.external_id, orders.c.id)
-    )
-    rows = [
-        {
-            "system": system,
-            "account": account,
-            "external_id": external_id,
-            "reference": a.reference,
-            "state": _first_state(a.plan[0]),
-            "position": 0,
-            "step": a.plan[0].name,
-            "lane": lane_of(system, account, a.plan[0].name),
-            "awaits": a.plan[0].awaits,
-        }
-        for (account, external_id), a in first.items()
-    ]
-    new = {(account, external_id): id_ for account, external_id, id_ in connection.execute(statement, rows)}
-    if new:
-        plans = [row for key, id_ in new.items() for row in _plan_rows(id_, 0, first[key].plan)]
-        connection.execute(insert(steps), plans)
-    return new
-
-
-def _plan_rows(order_id: int, start: int, plan: Iterable[Planned]) -> list[dict[str, Any]]:
-    return [
-        {
-            "order_id": order_id,
-            "position": start + offset,
-            "name": planned.name,
-            "awaits": planned.awaits,
-            "recheck": None if planned.recheck is None else max(1, round(planned.recheck)),
-            "data": json.dumps(planned.data),
-        }
-        for offset, planned in enumerate(plan)
-    ]
-
-
-def _mark_conflicts(connection: Connection, system: str, known: Sequence[Arrival]) -> int:
-    """The same dedupe key with another body: kept aside and shown, not swallowed."""
-    marked = 0
-    for arrival in known:
-        same_key = and_(
-            events.c.system == system,
-            events.c.account == arrival.account,
-            events.c.dedupe_key == arrival.dedupe_key,
-        )
-        bodies = connection.execute(select(func.count()).where(same_key)).scalar_one()
-        if bodies > 1:
-            problem = f"{bodies} different bodies came under the key {arrival.dedupe_key}"
-            connection.execute(update(events).where(same_key, events.c.problem.is_(None)).values(problem=problem))
-            marked += 1
-    return marked
-
-
-def _look_again(connection: Connection, system: str, arrival: Arrival) -> bool:
-    """Let a known order go on where the event says so; True when a worker is to read it again."""
-    row = connection.execute(
-        select(orders)
-        .where(
-            orders.c.system == system,
-            orders.c.account == arrival.account,
-            orders.c.external_id == arrival.external_id,
-        )
-        .with_for_update()
-    ).one_or_none()
-    if row is None:
-        return False
-    if arrival.news:
-        connection.execute(update(events).where(*_same_event(system, arrival)).values(news_at=now()))
-    if row.state in (State.WAITING, State.PARKED) and row.wake_at is not None:
-        connection.execute(update(orders).where(orders.c.id == row.id).values(wake_at=now()))
-    elif arrival.due and row.state == State.IGNORED:
-        _replan(connection, row, 0, arrival.plan, State.DONE)
-        connection.execute(_NOTE, _told(row, "reopened", f"{arrival.kind}: it is to be done after all"))
-    elif arrival.due and row.state in _FINAL:
-        _show_set_back(connection, system, arrival, row)
-    return arrival.news
-
-
-def _same_event(system: str, arrival: Arrival) -> tuple[Any, ...]:
-    return (
-        events.c.system == system,
-        events.c.account == arrival.account,
-        events.c.dedupe_key == arrival.dedupe_key,
-        events.c.body_hash == _body_hash(arrival.body),
-    )
-
-
-def _show_set_back(connection: Connection, system: str, arrival: Arrival, row: AnyRow) -> None:
-    problem = f"{arrival.kind} came for order {row.id}, which is {row.state} here: replay it if it is to be done again"
-    connection.execute(
-        update(events)
-        .where(
-            events.c.system == system,
-            events.c.account == arrival.account,
-            events.c.dedupe_key == arrival.dedupe_key,
-            events.c.problem.is_(None),
-        )
-        .values(problem=problem)
-    )
-
-
-# -- dispatch ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ToSend:
-    """An order that was just marked as queued, with the steps that may go now: (position, name), in order."""
-
-    order_id: int
-    links: tuple[tuple[int, str], ...]
-
-
-def take_ready(ledger: Ledger, system: str, lane: str, limit: int) -> list[ToSend]:
-    """Mark up to `limit` due orders of a lane as queued, oldest due first, and say what to send for each."""
-    due = (
-        select(orders.c.id)
-        .where(
-            orders.c.system == system,
-            orders.c.lane == lane,
-            orders.c.wake_at <= now(),
-            in_state(DUE),
-            orders.c.crashes < SUSPECT,
-        )
-        .order_by(orders.c.wake_at)
-        .limit(limit)
-    )
-    return _queue(ledger, due)
-
-
-def take_ready_orders(ledger: Ledger, order_ids: Sequence[int]) -> list[ToSend]:
-    """The same for given orders, as far as they may go."""
-    due = select(orders.c.id).where(
-        orders.c.id.in_(order_ids),
-        orders.c.wake_at <= now(),
-        in_state(DUE),
-        orders.c.crashes < SUSPECT,
-    )
-    return _queue(ledger, due)
-
-
-def take_suspect(ledger: Ledger, system: str, lane: str) -> list[ToSend]:
-    """One order that two workers died on, and only if no other such order is under way: alone, it can only take
-    itself down."""
-    other = orders.alias("other")
-    under_way = select(other.c.id).where(in_state(IN_FLIGHT, other), is_suspect(other))
-    due = (
-        select(orders.c.id)
-        .where(
-            orders.c.system == system,
-            orders.c.lane == lane,
-            orders.c.wake_at <= now(),
-            in_state(DUE),
-            is_suspect(),
-            ~under_way.exists(),
-        )
-        .order_by(orders.c.wake_at)
-        .limit(1)
-    )
-    return _queue(ledger, due)
-
-
-def _queue(ledger: Ledger, due: Select[Any]) -> list[ToSend]:
-    with ledger.transaction() as connection:
-        taken = connection.execute(
-            update(orders)
-            .where(orders.c.id.in_(due.with_for_update(skip_locked=True).scalar_subquery()))
-            .values(
-                state=State.QUEUED,
-                wake_at=later(literal(RESEND_AFTER)),
-                version=orders.c.version + 1,
-                updated_at=now(),
-            )
-            .returning(orders.c.id, orders.c.position, orders.c.signalled)
-        ).all()
-        return _with_links(connection, taken)
-
-
-def _with_links(connection: Connection, taken: Sequence[AnyRow]) -> list[ToSend]:
-    if not taken:
-        return []
-    plans: dict[int, list[AnyRow]] = {}
-    wanted = (
-        select(steps.c.order_id, steps.c.position, steps.c.name, steps.c.awaits)
-        .where(steps.c.order_id.in_([row.id for row in taken]))
-        .order_by(steps.c.order_id, steps.c.position)
-    )
-    for step in connection.execute(wanted):
-        plans.setdefault(step.order_id, []).append(step)
-    return [ToSend(row.id, _may_go(plans[row.id], row.position, row.signalled)) for row in sorted(taken)]
-
-
-def _may_go(plan: Iterable[AnyRow], position: int, signalled: str) -> tuple[tuple[int, str], ...]:
-    """From the current step to the first later one that still waits for its signal. The current one may go: the order
-    is due, if only because its time has come (`Again.after`)."""
-    links: list[tuple[int, str]] = []
-    for step in plan:
-        if step.position < position:
-            continue
-        if step.position > position and step.awaits is not None and not is_signalled(signalled, step.awaits):
-            break
-        links.append((step.position, step.name))
-    return tuple(links)
-
-
-def not_sent(ledger: Ledger, order_ids: Sequence[int]) -> None:
-    """The broker did not take the messages: the orders are ready again, at once."""
-    with ledger.statement() as connection:
-        connection.execute(
-            update(orders)
-            .where(orders.c.id.in_(order_ids), orders.c.state == State.QUEUED)
-            .values(state=State.READY, wake_at=now(), updated_at=now())
-        )
-
-
-# -- claim and record -------------------------------------------------------------------------------------------------
+# -- claim ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -556,6 +141,23 @@ def take_on(ledger: Ledger, order_id: int, fence: int, worker: str) -> Claim | N
     return None if row is None else _as_claim(row, worker)
 
 
+def let_go(ledger: Ledger, order_id: int, fence: int, *, seconds: float = 0.0) -> None:
+    """Give back an order that this worker claimed and does not work on; it is ready again after so many seconds."""
+    with ledger.statement() as connection:
+        connection.execute(
+            update(orders)
+            .where(orders.c.id == order_id, orders.c.fence == fence, orders.c.state == State.RUNNING)
+            .values(
+                state=State.READY,
+                fence=orders.c.fence + 1,
+                worker=null(),
+                wake_at=later(literal(seconds)),
+                version=orders.c.version + 1,
+                updated_at=now(),
+            )
+        )
+
+
 def _as_claim(row: AnyRow, worker: str) -> Claim:
     values = row._asdict()
     plan = tuple(
@@ -563,6 +165,9 @@ def _as_claim(row: AnyRow, worker: str) -> Claim:
         for name, awaits, recheck, data in json.loads(values.pop("plan"))
     )
     return Claim(**{**values, "facts": json.loads(values["facts"])}, plan=plan, worker=worker)
+
+
+# -- record -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -574,109 +179,6 @@ class Recorded:
     interrupt: str | None = None
 
 
-def is_signalled(signalled: str, awaits: str) -> bool:
-    """Whether a signal of this name, or of one of its alternatives, has come, by the `signalled` column."""
-    return any(f"|{name}|" in f"|{signalled}" for name in alternatives(awaits))
-
-
-def _signalled_sql(name: Any) -> Any:
-    return (literal("|") + orders.c.signalled).like(literal("%|") + name + literal("|%"))
-
-
-def _held_where() -> tuple[Any, ...]:
-    return (
-        orders.c.id == bindparam("order"),
-        orders.c.position == bindparam("at"),
-        orders.c.fence == bindparam("held_fence"),
-        orders.c.state == State.RUNNING,
-    )
-
-
-def _advance(kind: str, state_if_free: State) -> Update:
-    """The order's UPDATE when a step is done. `kind`: 'last' (no further step), 'free' (the next may run) or
-    'gated' (the next waits for a signal). `state_if_free`: RUNNING (this worker goes on), QUEUED (Celery sends the
-    rest of the chain) or READY (dispatch sends)."""
-    running = state_if_free is State.RUNNING
-    free: Any = literal(state_if_free.value)
-    if running:
-        free = case((orders.c.interrupt.is_(None), free), else_=literal(State.READY.value))
-    wake: dict[str, Any] = {
-        State.RUNNING: later(literal(STEP_LIMIT)),
-        State.QUEUED: later(literal(RESEND_AFTER)),
-        State.READY: now(),
-    }
-    values: dict[str, Any] = {
-        "fence": orders.c.fence + 1,
-        "tries": 1 if running and kind != "last" else 0,
-        "failures": 0,
-        "crashes": 0,
-        "error": null(),
-        "version": orders.c.version + 1,
-        "updated_at": now(),
-        "claimed_at": now(),
-        "position": orders.c.position + 1,
-        "step": bindparam("next_step", type_=String),
-        "lane": bindparam("next_lane", type_=String),
-        "awaits": bindparam("next_awaits", type_=String),
-    }
-    if kind == "last":
-        values |= {"state": orders.c.ending, "wake_at": null(), "worker": null()}
-    elif kind == "free":
-        values |= {"state": free, "wake_at": wake[state_if_free]}
-        if not running:
-            values["worker"] = null()
-    else:
-        come = or_(*(_signalled_sql(bindparam(name, type_=String)) for name in ("or_first", "or_else")))
-        recheck = cast(bindparam("recheck", type_=Float), Float)
-        values |= {
-            "state": case((come, free), else_=literal(State.WAITING.value)),
-            "wake_at": case((come, wake[state_if_free]), (recheck.is_not(None), later(recheck)), else_=null()),
-            "tries": case((come, literal(values["tries"])), else_=literal(0)),
-        }
-    return update(orders).where(*_held_where()).values(**values)
-
-
-_MOVED = (
-    orders.c.id,
-    orders.c.state,
-    orders.c.fence,
-    orders.c.signal_seq,
-    orders.c.claimed_at,
-    orders.c.interrupt,
-)
-
-
-def _attempt_values() -> dict[str, Any]:
-    return {
-        "position": bindparam("at", type_=Integer),
-        "step": bindparam("name", type_=String),
-        "number": bindparam("number", type_=Integer),
-        "outcome": bindparam("outcome", type_=String),
-        "detail": bindparam("detail", type_=String),
-        "status": bindparam("status", type_=Integer),
-        "worker": bindparam("by", type_=String),
-        "started_at": bindparam("started_at", type_=UTC),
-        "finished_at": now(),
-    }
-
-
-def _advance_in_one(moving: Update) -> Any:
-    """PostgreSQL does both writes in one statement: one round trip, no BEGIN and no COMMIT of its own."""
-    moved = moving.returning(*_MOVED).cte("moved")
-    values = _attempt_values()
-    noted = insert(attempts).from_select(["order_id", *values], select(moved.c.id, *values.values())).cte("noted")
-    return select(moved).add_cte(noted)
-
-
-_KINDS = [(kind, state) for kind in ("last", "free", "gated") for state in (State.RUNNING, State.QUEUED, State.READY)]
-_ADVANCE = {key: _advance(*key).returning(*_MOVED) for key in _KINDS}
-_NOTE = insert(attempts).values(order_id=bindparam("order"), **_attempt_values())
-_MOVED_NAMES = [column.name for column in _MOVED]
-_ADVANCE_IN_ONE = {key: Direct(_advance_in_one(_advance(*key)), _MOVED_NAMES) for key in _KINDS}
-_ADVANCE_SQLITE = {key: DirectSqlite(_ADVANCE[key], _MOVED_NAMES, times=["claimed_at"]) for key in _KINDS}
-_NOTE_SQLITE = DirectSqlite(_NOTE)
-
-
 def done(ledger: Ledger, held: Claim, outcome: Done, then: State) -> Recorded | None:
     """Record that the step is done and move on, in one commit; None when the claim was lost meanwhile.
 
@@ -686,9 +188,9 @@ def done(ledger: Ledger, held: Claim, outcome: Done, then: State) -> Recorded | 
     with ledger.transaction() as connection:
         held = _learn(connection, ledger, held, outcome)
         key, values = _advance_values(held, outcome, then)
-        row = connection.execute(_ADVANCE[key], values).one_or_none()
+        row = connection.execute(ADVANCE[key], values).one_or_none()
         if row is not None:
-            connection.execute(_NOTE, values)
+            connection.execute(NOTE, values)
     return _moved_on(held, row, values)
 
 
@@ -737,9 +239,9 @@ def _advance_lean(ledger: Ledger, held: Claim, outcome: Done, then: State) -> tu
     key, values = _advance_values(held, outcome, then)
     if ledger.postgresql:
         with ledger.statement() as connection:
-            return _ADVANCE_IN_ONE[key].one_or_none(connection, values), values
+            return ADVANCE_IN_ONE[key].one_or_none(connection, values), values
     with ledger.statement() as connection:
-        return both_or_neither(connection, _ADVANCE_SQLITE[key], _NOTE_SQLITE, values), values
+        return both_or_neither(connection, ADVANCE_SQLITE[key], NOTE_SQLITE, values), values
 
 
 def _moved_on(held: Claim, row: AnyRow | None, values: dict[str, Any]) -> Recorded | None:
@@ -775,7 +277,7 @@ def _learn(connection: Connection, ledger: Ledger, held: Claim, outcome: Done) -
     fresh = [name for name in outcome.signals if not is_signalled(row.signalled, name)]
     if fresh:
         values["signalled"] = row.signalled + "".join(f"{name}|" for name in fresh)
-        _insert_signals(connection, ledger, [(held.id, name, f"step:{held.step}", {}) for name in fresh])
+        insert_signals(connection, ledger, [(held.id, name, f"step:{held.step}", {}) for name in fresh])
     if outcome.reference is not None:
         values["reference"] = outcome.reference
     connection.execute(update(orders).where(orders.c.id == held.id).values(**values))
@@ -794,7 +296,7 @@ def _keep_document(
     if document is not None:
         values["document"] = json.dumps(document)
     connection.execute(
-        _upsert(ledger, documents)
+        upsert(ledger, documents)
         .values(order_id=order_id, updated_at=now(), **values)
         .on_conflict_do_update(index_elements=["order_id"], set_={**values, "updated_at": now()})
     )
@@ -803,14 +305,8 @@ def _keep_document(
 def _replace_rest(connection: Connection, held: Claim, rest: tuple[Planned, ...]) -> tuple[Planned, ...]:
     if held.plan[held.position + 1 :] == rest:
         return held.plan
-    _write_rest(connection, held.id, held.position + 1, rest)
+    write_rest(connection, held.id, held.position + 1, rest)
     return held.plan[: held.position + 1] + rest
-
-
-def _write_rest(connection: Connection, order_id: int, start: int, rest: Sequence[Planned]) -> None:
-    connection.execute(delete(steps).where(steps.c.order_id == order_id, steps.c.position >= start))
-    if rest:
-        connection.execute(insert(steps), _plan_rows(order_id, start, rest))
 
 
 def _put_down(ledger: Ledger, held: Claim, values: dict[str, Any], attempt: dict[str, Any]) -> Recorded | None:
@@ -818,7 +314,7 @@ def _put_down(ledger: Ledger, held: Claim, values: dict[str, Any], attempt: dict
     with ledger.transaction() as connection:
         row = connection.execute(
             update(orders)
-            .where(*_held_where())
+            .where(*held_where())
             .values(
                 worker=null(),
                 fence=orders.c.fence + 1,
@@ -831,7 +327,7 @@ def _put_down(ledger: Ledger, held: Claim, values: dict[str, Any], attempt: dict
         ).one_or_none()
         if row is None:
             return None
-        connection.execute(_NOTE, {"order": held.id, "at": held.position, **attempt})
+        connection.execute(NOTE, {"order": held.id, "at": held.position, **attempt})
     return Recorded(row.state, interrupt=row.interrupt)
 
 
@@ -891,7 +387,7 @@ def wait_again(
         goes_on = more or row.signal_seq != held.signal_seq
         moved = connection.execute(
             update(orders)
-            .where(*_held_where())
+            .where(*held_where())
             .values(
                 state=State.READY if goes_on else State.WAITING,
                 awaits=awaits,
@@ -913,7 +409,7 @@ def wait_again(
         if moved is None:
             return None
         told = _attempt(held, "partly", detail or f"waits for {awaits}")
-        connection.execute(_NOTE, {"order": held.id, "at": held.position, **told})
+        connection.execute(NOTE, {"order": held.id, "at": held.position, **told})
     return Recorded(moved.state, interrupt=moved.interrupt)
 
 
@@ -929,677 +425,15 @@ def end(
     """The remote order needs nothing more of its plan: go to `rest` (what takes back) and finish in `ending`."""
     with ledger.transaction() as connection:
         owned = connection.execute(
-            update(orders).where(*_held_where()).values(ending=ending).returning(orders.c.id),
+            update(orders).where(*held_where()).values(ending=ending).returning(orders.c.id),
             {"order": held.id, "at": held.position, "held_fence": held.fence},
         ).one_or_none()
         if owned is None:
             return None
         held = _learn(connection, ledger, held, Done(rest=rest, **learnt))
         key, values = _advance_values(held, Done(detail=reason), State.READY)
-        row = connection.execute(_ADVANCE[key], values | {"outcome": ending.value}).one()
-        connection.execute(_NOTE, values | {"outcome": ending.value})
+        row = connection.execute(ADVANCE[key], values | {"outcome": ending.value}).one()
+        connection.execute(NOTE, values | {"outcome": ending.value})
         if ending is State.IGNORED:  # nothing runs any more that would say why
             connection.execute(update(orders).where(orders.c.id == held.id).values(error=reason))
     return _moved_on(held, row, values)
-
-
-# -- signals, interrupts and what people order ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Signal:
-    """A fact from outside for one order. `source` names where it came from, once: a double is not a second signal."""
-
-    order_id: int
-    name: str
-    source: str
-    data: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-def _insert_signals(
-    connection: Connection, ledger: Ledger, rows: Iterable[tuple[int, str, str, dict[str, Any]]]
-) -> list[Any]:
-    values = [
-        {"order_id": order_id, "name": name, "source": source, "data": json.dumps(data)}
-        for order_id, name, source, data in rows
-    ]
-    statement = (
-        _upsert(ledger, signals)
-        .values(received_at=now())
-        .on_conflict_do_nothing()
-        .returning(signals.c.order_id, signals.c.name, signals.c.source)
-    )
-    return [tuple(row) for row in connection.execute(statement, values)]
-
-
-def signal(
-    ledger: Ledger, arrived: Sequence[Signal], cursor: tuple[str, str] | None = None, *, who: str | None = None
-) -> list[int]:
-    """Write signals and wake the orders that waited for them, in one commit (with the feed's cursor, if given).
-
-    Returns the ids of orders that are ready now. Audited when a person (`who`) gives them."""
-    woken: list[int] = []
-    with ledger.transaction() as connection:
-        rows = [(s.order_id, s.name, s.source, s.data) for s in arrived]
-        fresh = set(_insert_signals(connection, ledger, rows)) if rows else set()
-        for one in sorted(arrived, key=lambda s: s.order_id):
-            if (one.order_id, one.name, one.source) in fresh:
-                fresh.discard((one.order_id, one.name, one.source))
-                woken += _wake_waiting(connection, one)
-                if who is not None:
-                    _write_audit(connection, who, "signal", one.order_id, f"{one.name} {json.dumps(one.data)}")
-        if cursor is not None:
-            _write_cursor(connection, ledger, *cursor)
-    return woken
-
-
-def _wake_waiting(connection: Connection, one: Signal) -> list[int]:
-    row = connection.execute(
-        select(orders.c.facts, orders.c.signalled, orders.c.state, orders.c.awaits)
-        .where(orders.c.id == one.order_id)
-        .with_for_update()
-    ).one()
-    values: dict[str, Any] = {
-        "signal_seq": orders.c.signal_seq + 1,
-        "version": orders.c.version + 1,
-        "updated_at": now(),
-    }
-    if not is_signalled(row.signalled, one.name):
-        values["signalled"] = f"{row.signalled}{one.name}|"
-    if one.facts:
-        values["facts"] = json.dumps(json.loads(row.facts) | one.facts)
-    wakes = row.state == State.WAITING and one.name in alternatives(row.awaits)
-    if wakes:
-        values |= {"state": State.READY, "wake_at": now()}
-    connection.execute(update(orders).where(orders.c.id == one.order_id).values(**values))
-    return [one.order_id] if wakes else []
-
-
-def _write_cursor(connection: Connection, ledger: Ledger, name: str, value: str) -> None:
-    connection.execute(
-        _upsert(ledger, cursors)
-        .values(name=name, value=value, updated_at=now())
-        .on_conflict_do_update(index_elements=["name"], set_={"value": value, "updated_at": now()})
-    )
-
-
-def move_cursor(ledger: Ledger, name: str, value: str) -> None:
-    """Remember how far a feed or poll has been read."""
-    with ledger.statement() as connection:
-        _write_cursor(connection, ledger, name, value)
-
-
-def keep_odd_event(
-    ledger: Ledger,
-    system: str,
-    account: str,
-    dedupe_key: str,
-    kind: str,
-    body: str,
-    problem: str,
-    external_id: str | None = None,
-) -> bool:
-    """Keep an event that nothing can be done with, so that a person sees it. False: it was kept before.
-
-    `external_id`: whose it will be, should that become known."""
-    with ledger.statement() as connection:
-        row = connection.execute(
-            _upsert(ledger, events)
-            .values(
-                system=system,
-                account=account,
-                dedupe_key=dedupe_key,
-                body_hash=_body_hash(body),
-                kind=kind,
-                external_id=external_id,
-                body=body,
-                problem=problem,
-                received_at=now(),
-            )
-            .on_conflict_do_nothing()
-            .returning(events.c.id)
-        ).one_or_none()
-    return row is not None
-
-
-def settle_news(ledger: Ledger, event_ids: Sequence[int], problem: str | None = None) -> None:
-    """The order of these events was read again; `problem`: what a person should see of it."""
-    values = {"news_at": null()} | ({"problem": problem} if problem is not None else {})
-    with ledger.statement() as connection:
-        connection.execute(update(events).where(events.c.id.in_(event_ids)).values(**values))
-
-
-def put_off_news(ledger: Ledger, event_ids: Sequence[int], seconds: float) -> None:
-    """The order of these events could not be read: again in so many seconds."""
-    with ledger.statement() as connection:
-        connection.execute(
-            update(events)
-            .where(events.c.id.in_(event_ids), events.c.news_at.is_not(None))
-            .values(news_at=later(literal(seconds)))
-        )
-
-
-def overdue_news(ledger: Ledger) -> list[tuple[str, str]]:
-    """(system, account) of which news lie unread though a worker should have been told; told of once, for a while."""
-    with ledger.statement() as connection:
-        found = connection.execute(
-            update(events)
-            .where(events.c.news_at <= later(literal(-RESEND_AFTER)))
-            .values(news_at=now())
-            .returning(events.c.system, events.c.account)
-        )
-        return sorted({(system, account) for system, account in found})
-
-
-def settle_events(ledger: Ledger, event_ids: Sequence[int]) -> None:
-    """Events that were odd have found their order: nobody needs to look at them any more."""
-    with ledger.statement() as connection:
-        connection.execute(update(events).where(events.c.id.in_(event_ids)).values(problem=null()))
-
-
-def interrupt(
-    ledger: Ledger, order_id: int, reason: str, rest: Sequence[Planned], ending: State, *, who: str | None = None
-) -> str | None:
-    """Stop what has not run of an order's plan and do `rest` instead, then finish in `ending`.
-
-    An order a worker holds is marked, and interrupted when its step has ended. Returns the new state; None when the
-    order is finished already or on its way to `ending`. Audited when a person (`who`) wants it."""
-    with ledger.transaction() as connection:
-        row = connection.execute(select(orders).where(orders.c.id == order_id).with_for_update()).one_or_none()
-        if row is None or row.state in _FINAL or row.ending != State.DONE:
-            return None
-        if who is not None:
-            _write_audit(connection, who, ending.value, order_id, reason)
-        if row.state == State.RUNNING:
-            wish = json.dumps({"reason": reason, "rest": [[p.name, p.awaits, p.data] for p in rest], "ending": ending})
-            connection.execute(
-                update(orders)
-                .where(orders.c.id == order_id)
-                .values(interrupt=wish, version=orders.c.version + 1, updated_at=now())
-            )
-            return str(row.state)
-        return _go_to_rest(connection, row, reason, rest, ending)
-
-
-def apply_interrupt(ledger: Ledger, order_id: int) -> str | None:
-    """Carry out the interrupt that waited for the order's step to end."""
-    with ledger.transaction() as connection:
-        row = connection.execute(select(orders).where(orders.c.id == order_id).with_for_update()).one()
-        if row.interrupt is None or row.state == State.RUNNING:
-            return None
-        wish = json.loads(row.interrupt)
-        if row.state in _FINAL:
-            connection.execute(update(orders).where(orders.c.id == order_id).values(interrupt=null()))
-            return str(row.state)
-        if wish["ending"] == State.PARKED:
-            return _stop_at_erp(connection, row, wish["reason"])
-        rest = [Planned(name, awaits, data=data) for name, awaits, data in wish["rest"]]
-        return _go_to_rest(connection, row, wish["reason"], rest, State(wish["ending"]))
-
-
-def _go_to_rest(connection: Connection, row: AnyRow, reason: str, rest: Sequence[Planned], ending: State) -> str:
-    """Replace what has not run of the plan by `rest`, and finish in `ending`."""
-    state = _replan(connection, row, row.position, rest, ending)
-    connection.execute(_NOTE, _told(row, ending.value, reason))
-    return state
-
-
-def _replan(connection: Connection, row: AnyRow, at: int, rest: Sequence[Planned], ending: State) -> str:
-    _write_rest(connection, row.id, at, rest)
-    first = rest[0] if rest else None
-    state = State.READY if first else ending
-    connection.execute(
-        update(orders)
-        .where(orders.c.id == row.id)
-        .values(
-            state=state,
-            position=at,
-            step=first.name if first else None,
-            lane=lane_of(row.system, row.account, first.name if first else None),
-            awaits=first.awaits if first else None,
-            wake_at=now() if first else null(),
-            tries=0,
-            failures=0,
-            crashes=0,
-            ending=ending,
-            interrupt=null(),
-            error=null(),
-            version=orders.c.version + 1,
-            updated_at=now(),
-        )
-    )
-    return state.value
-
-
-def _told(row: AnyRow, outcome: str, reason: str) -> dict[str, Any]:
-    """An entry of the timeline that no worker's try made."""
-    return {
-        "order": row.id,
-        "at": row.position,
-        "name": row.step or "",
-        "number": row.tries,
-        "outcome": outcome,
-        "detail": reason,
-        "status": None,
-        "by": row.worker,
-        "started_at": row.claimed_at,
-    }
-
-
-def stop_for_a_person(ledger: Ledger, order_id: int, source: str, reason: str) -> bool:
-    """Park an order because of what `source` told, once: after a replay the same telling does not stop it again.
-
-    An order a worker holds is parked when its step has ended. False: it was told before, or the order is finished."""
-    with ledger.transaction() as connection:
-        row = connection.execute(select(orders).where(orders.c.id == order_id).with_for_update()).one()
-        told = select(signals.c.id).where(signals.c.order_id == order_id, signals.c.source == source)
-        if row.state in _FINAL or connection.execute(told).one_or_none() is not None:
-            return False
-        if row.state == State.RUNNING:
-            wish = {"reason": reason, "rest": None, "ending": State.PARKED}
-            connection.execute(update(orders).where(orders.c.id == order_id).values(interrupt=json.dumps(wish)))
-            return True
-        _stop_at_erp(connection, row, reason)
-    return True
-
-
-def refusal_plan(data: dict[str, Any], reason: str) -> tuple[Planned, ...]:
-    """What takes the place of the plan when the ERP refuses what a step with this `data` put there; empty: a person
-    must act."""
-    told = data.get("when_refused")
-    return () if told is None else (Planned(told, data={"reason": reason}), Planned("erp.cancel"))
-
-
-def _stop_at_erp(connection: Connection, row: AnyRow, reason: str) -> str:
-    """The ERP refuses: tell the remote so where the plan provides for it, else park at the step that put the order
-    into the ERP, so that a replay puts it there again."""
-    put = connection.execute(
-        select(steps)
-        .where(
-            steps.c.order_id == row.id,
-            steps.c.position <= row.position,
-            steps.c.name.in_(["erp.order", "erp.draft"]),
-        )
-        .order_by(steps.c.position.desc())
-        .limit(1)
-    ).one_or_none()
-    rest = refusal_plan(json.loads(put.data), reason) if put is not None else ()
-    if rest and row.ending == State.DONE:
-        return _go_to_rest(connection, row, reason, rest, State.CANCELLED)
-    at = (
-        {}
-        if put is None
-        else {
-            "position": put.position,
-            "step": put.name,
-            "awaits": put.awaits,
-            "lane": lane_of(row.system, row.account, put.name),
-        }
-    )
-    connection.execute(
-        update(orders)
-        .where(orders.c.id == row.id)
-        .values(
-            **at,
-            tries=1,
-            state=State.PARKED,
-            error=reason,
-            wake_at=null(),
-            interrupt=null(),
-            version=orders.c.version + 1,
-            updated_at=now(),
-        )
-    )
-    connection.execute(_NOTE, _told(row, State.PARKED.value, reason))
-    return State.PARKED.value
-
-
-class MovedOn(Exception):
-    """The order has changed since it was looked at."""
-
-
-def replay(
-    ledger: Ledger, order_id: int, version: int, position: int | None, who: str, *, acknowledged: bool = False
-) -> None:
-    """Let an order go again from `position` (or where it stands), as it was at `version`; audited.
-
-    From here on its steps look before they write. `acknowledged`: a step in doubt may make its effect (again), see
-    `tasks.base.Job`. Raises `MovedOn` when the order is no longer as the preview showed it."""
-    with ledger.transaction() as connection:
-        row = _as_previewed(connection, order_id, version)
-        at = row.position if position is None else position
-        step = connection.execute(select(steps).where(steps.c.order_id == order_id, steps.c.position == at)).one()
-        tries = max(row.tries, 1)
-        facts = json.loads(row.facts) | {"replayed": True}
-        if acknowledged:
-            facts["acknowledged"] = [at, tries + 1]
-        ending = State.DONE if row.ending == State.IGNORED else row.ending
-        _stand_at(connection, row, step, tries=tries, facts=json.dumps(facts), ending=ending)
-        _write_audit(connection, who, "replay", order_id, f"from {step.name}{', acknowledged' if acknowledged else ''}")
-
-
-def _as_previewed(connection: Connection, order_id: int, version: int) -> AnyRow:
-    row = connection.execute(select(orders).where(orders.c.id == order_id).with_for_update()).one()
-    if row.version != version or row.state in (State.RUNNING, State.QUEUED):
-        raise MovedOn(f"order {order_id} has moved on since the preview: look again")
-    return row
-
-
-def _stand_at(connection: Connection, row: AnyRow, step: AnyRow, *, tries: int, **values: Any) -> State:
-    """Put an order that nobody holds before a step of its plan: it goes at once, or waits for the step's signal."""
-    waits = step.awaits is not None and not is_signalled(row.signalled, step.awaits)
-    state = State.WAITING if waits else State.READY
-    asleep = null() if step.recheck is None else later(literal(float(step.recheck)))
-    connection.execute(
-        update(orders)
-        .where(orders.c.id == row.id)
-        .values(
-            state=state,
-            position=step.position,
-            step=step.name,
-            lane=lane_of(row.system, row.account, step.name),
-            awaits=step.awaits,
-            tries=tries,
-            failures=0,
-            crashes=0,
-            wake_at=asleep if waits else now(),
-            error=null(),
-            version=orders.c.version + 1,
-            updated_at=now(),
-            **values,
-        )
-    )
-    return state
-
-
-def skip(ledger: Ledger, order_id: int, version: int, who: str) -> None:
-    """A person says that the effect in doubt did happen: the order goes on behind that step; audited.
-
-    Raises `MovedOn` when the order is not in doubt any more, or not as it was at `version`."""
-    with ledger.transaction() as connection:
-        row = _as_previewed(connection, order_id, version)
-        if row.state != State.IN_DOUBT:
-            raise MovedOn(f"order {order_id} is not in doubt: it is {row.state}")
-        following = connection.execute(
-            select(steps).where(steps.c.order_id == order_id, steps.c.position == row.position + 1)
-        ).one_or_none()
-        facts = json.dumps(json.loads(row.facts) | {"replayed": True})
-        if following is None:
-            _finish(connection, row)
-        else:
-            _stand_at(connection, row, following, tries=0, facts=facts)
-        connection.execute(_NOTE, _told(row, "skipped", f"{who} says that it did happen"))
-        _write_audit(connection, who, "skip", order_id, f"{row.step} did happen")
-
-
-def _finish(connection: Connection, row: AnyRow) -> None:
-    connection.execute(
-        update(orders)
-        .where(orders.c.id == row.id)
-        .values(
-            state=row.ending,
-            position=row.position + 1,
-            step=null(),
-            lane=lane_of(row.system, row.account, None),
-            awaits=null(),
-            tries=0,
-            failures=0,
-            crashes=0,
-            wake_at=null(),
-            error=null(),
-            version=orders.c.version + 1,
-            updated_at=now(),
-        )
-    )
-
-
-def release(ledger: Ledger, order_id: int, gate: str, who: str) -> str | None:
-    """Let an order pass its payment gate (the step `gate`), now and later: the fact `released`; audited once.
-
-    One that stands at the gate, or waits behind it for `paid`, goes through it again at once. Returns the order's
-    state; None when it is finished."""
-    with ledger.transaction() as connection:
-        row = connection.execute(select(orders).where(orders.c.id == order_id).with_for_update()).one()
-        if row.state in _FINAL or row.ending != State.DONE:
-            return None
-        facts = json.loads(row.facts)
-        known = "released" in facts
-        at = connection.execute(_gate_of(row, gate)).one_or_none()
-        state = str(row.state)
-        if at is not None:
-            state = _stand_at(connection, row, at, tries=1, facts=json.dumps(facts | {"released": True})).value
-        elif not known:
-            values = {"facts": json.dumps(facts | {"released": True}), "version": orders.c.version + 1}
-            connection.execute(update(orders).where(orders.c.id == order_id).values(**values))
-        if at is not None or not known:
-            _write_audit(connection, who, "release", order_id, f"stood at {row.step}: {row.error or row.state}")
-        return state
-
-
-def _gate_of(row: AnyRow, gate: str) -> Select[Any]:
-    """The gate, if it is what holds the order."""
-    position = {State.PARKED: row.position, State.WAITING: row.position - 1}.get(row.state, -1)
-    if row.state == State.WAITING and row.awaits != "paid":
-        position = -1
-    return select(steps).where(steps.c.order_id == row.id, steps.c.position == position, steps.c.name == gate)
-
-
-def write_audit(ledger: Ledger, who: str, action: str, order_id: int | None, detail: str) -> None:
-    """Note who did what."""
-    with ledger.statement() as connection:
-        _write_audit(connection, who, action, order_id, detail)
-
-
-def _write_audit(connection: Connection, who: str, action: str, order_id: int | None, detail: str) -> None:
-    connection.execute(insert(audit).values(at=now(), who=who, action=action, order_id=order_id, detail=detail))
-
-
-# -- sweep ------------------------------------------------------------------------------------------------------------
-
-
-def beat(ledger: Ledger, worker: str) -> None:
-    """A worker's sign of life."""
-    with ledger.statement() as connection:
-        connection.execute(
-            _upsert(ledger, workers)
-            .values(name=worker, started_at=now(), seen_at=now())
-            .on_conflict_do_update(index_elements=["name"], set_={"seen_at": now()})
-        )
-
-
-def sign_off(ledger: Ledger, worker: str) -> None:
-    """A worker leaves in good order: what it still holds is taken over at once."""
-    with ledger.statement() as connection:
-        connection.execute(delete(workers).where(workers.c.name == worker))
-
-
-def take_over(ledger: Ledger, order_id: int, fence: int, *, park_at: int, reason: str) -> str | None:
-    """Take a running order from a worker that is gone; its next try looks before it writes. None: it came back.
-
-    The `park_at`-th worker lost on the same step parks the order: it may be what kills them."""
-    with ledger.transaction() as connection:
-        row = connection.execute(
-            select(orders)
-            .where(orders.c.id == order_id, orders.c.fence == fence, orders.c.state == State.RUNNING)
-            .with_for_update()
-        ).one_or_none()
-        if row is None:
-            return None
-        parks = row.crashes + 1 >= park_at
-        state = State.PARKED if parks else State.READY
-        connection.execute(
-            update(orders)
-            .where(orders.c.id == order_id)
-            .values(
-                state=state,
-                crashes=orders.c.crashes + 1,
-                fence=orders.c.fence + 1,
-                worker=null(),
-                wake_at=null() if parks else now(),
-                error=f"{row.crashes + 1} workers in a row were lost on {row.step}: {reason}" if parks else reason,
-                version=orders.c.version + 1,
-                updated_at=now(),
-            )
-        )
-        connection.execute(_NOTE, _told(row, "lost", reason))
-        return state.value
-
-
-def let_go(ledger: Ledger, order_id: int, fence: int, *, seconds: float = 0.0) -> None:
-    """Give back an order that this worker claimed and does not work on; it is ready again after so many seconds."""
-    with ledger.statement() as connection:
-        connection.execute(
-            update(orders)
-            .where(orders.c.id == order_id, orders.c.fence == fence, orders.c.state == State.RUNNING)
-            .values(
-                state=State.READY,
-                fence=orders.c.fence + 1,
-                worker=null(),
-                wake_at=later(literal(seconds)),
-                version=orders.c.version + 1,
-                updated_at=now(),
-            )
-        )
-
-
-def resend(ledger: Ledger, order_ids: Sequence[int], *, lost: bool) -> None:
-    """Queued orders whose message is overdue: `lost` makes them ready to be sent again, else they get more time."""
-    values: dict[str, Any] = (
-        {"state": State.READY, "wake_at": now()} if lost else {"wake_at": later(literal(RESEND_AFTER))}
-    )
-    with ledger.statement() as connection:
-        connection.execute(
-            update(orders)
-            .where(orders.c.id.in_(order_ids), orders.c.state == State.QUEUED, orders.c.wake_at <= now())
-            .values(**values)
-        )
-
-
-def recheck(ledger: Ledger, order_id: int) -> None:
-    """A waiting or parked order whose time has come: its step runs again, or the one before it if the plan says that
-    this one is to be asked (`Planned.recheck`)."""
-    with ledger.transaction() as connection:
-        row = connection.execute(
-            select(orders)
-            .where(
-                orders.c.id == order_id,
-                orders.c.state.in_([State.WAITING, State.PARKED]),
-                orders.c.wake_at <= now(),
-            )
-            .with_for_update()
-        ).one_or_none()
-        if row is None:
-            return
-        step = connection.execute(_step_at(order_id, row.position)).one()
-        if row.state == State.WAITING and step.recheck is not None and row.position > 0:
-            step = connection.execute(_step_at(order_id, row.position - 1)).one()
-        connection.execute(
-            update(orders)
-            .where(orders.c.id == order_id)
-            .values(
-                state=State.READY,
-                position=step.position,
-                step=step.name,
-                lane=lane_of(row.system, row.account, step.name),
-                awaits=step.awaits,
-                tries=1,
-                wake_at=now(),
-                version=orders.c.version + 1,
-                updated_at=now(),
-            )
-        )
-
-
-def _step_at(order_id: int, position: int) -> Select[Any]:
-    return select(steps).where(steps.c.order_id == order_id, steps.c.position == position)
-
-
-def take_tick(ledger: Ledger, name: str, every: float, worker: str) -> bool:
-    """Whether this worker is to do the tick called `name` now: at most one does, every so many seconds.
-
-    It holds the tick until `end_tick`, or until the worker is dead. A holder may take it again: its `end_tick` may
-    have been lost with the connection, and only the worker itself knows whether it is still at it."""
-    alive = select(workers.c.name).where(
-        workers.c.name == ticks.c.holder, workers.c.seen_at > later(literal(-WORKER_LEASE))
-    )
-    with ledger.statement() as connection:
-        row = connection.execute(
-            _upsert(ledger, ticks)
-            .values(name=name, next_at=later(literal(every)), holder=worker)
-            .on_conflict_do_update(
-                index_elements=["name"],
-                set_={"next_at": later(literal(every)), "holder": worker},
-                where=and_(
-                    ticks.c.next_at <= now(), or_(ticks.c.holder.is_(None), ticks.c.holder == worker, ~alive.exists())
-                ),
-            )
-            .returning(ticks.c.name)
-        ).one_or_none()
-    return row is not None
-
-
-def end_tick(ledger: Ledger, name: str, worker: str, *, again_now: bool = False) -> None:
-    """The tick's work is over; with `again_now` the next one need not wait for its time."""
-    values: dict[str, Any] = {"holder": null()} | ({"next_at": now()} if again_now else {})
-    with ledger.statement() as connection:
-        connection.execute(update(ticks).where(ticks.c.name == name, ticks.c.holder == worker).values(**values))
-
-
-def close_gate(ledger: Ledger, lane: str, seconds: float, reason: str) -> bool:
-    """Leave a remote alone for so many seconds. True when it was open: one alert, not one per order."""
-    with ledger.transaction() as connection:
-        was_open = (
-            connection.execute(select(gates.c.lane).where(gates.c.lane == lane, gates.c.closures > 0)).one_or_none()
-            is None
-        )
-        connection.execute(
-            _upsert(ledger, gates)
-            .values(lane=lane, closed_until=later(literal(seconds)), closures=1, since=now(), reason=reason)
-            .on_conflict_do_update(
-                index_elements=["lane"],
-                set_={
-                    "closed_until": later(literal(seconds)),
-                    "closures": gates.c.closures + 1,
-                    "since": func.coalesce(gates.c.since, now()),
-                    "reason": reason,
-                },
-                where=or_(gates.c.closed_until.is_(None), gates.c.closed_until <= now()),
-            )
-        )
-    return was_open
-
-
-def open_gate(ledger: Ledger, lane: str) -> bool:
-    """The remote answers again. True when it was closed until now.
-
-    A call that left before the gate closed proves nothing: the time that the remote asked for is kept."""
-    with ledger.statement() as connection:
-        row = connection.execute(
-            update(gates)
-            .where(
-                gates.c.lane == lane,
-                gates.c.closures > 0,
-                or_(gates.c.closed_until.is_(None), gates.c.closed_until <= now()),
-            )
-            .values(closed_until=null(), closures=0, since=null(), reason=null())
-            .returning(gates.c.lane)
-        ).one_or_none()
-    return row is not None
-
-
-def take_call(ledger: Ledger, lane: str, interval: float, longest: float) -> float:
-    """Reserve the lane's next call, one every `interval` seconds for all workers together.
-
-    Returns the seconds to wait before it may leave; more than `longest` means that nothing was reserved."""
-    with ledger.transaction() as connection:
-        connection.execute(_upsert(ledger, gates).values(lane=lane).on_conflict_do_nothing())
-        row = connection.execute(
-            select(gates.c.next_call_at, now().label("now")).where(gates.c.lane == lane).with_for_update()
-        ).one()
-        wait = max(0.0, (row.next_call_at - row.now).total_seconds()) if row.next_call_at else 0.0
-        if wait <= longest:
-            connection.execute(
-                update(gates).where(gates.c.lane == lane).values(next_call_at=later(literal(wait + interval)))
-            )
-    return wait

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from clients.cloudsuite import CloudSuite
-from ledger import queries, records
+from ledger import intake, interrupts, queries, signals
 from ledger.queries import Told
 from orders.arrival import Arrival
 from orders.errors import Refused, TryLater
@@ -68,7 +68,7 @@ def poll(visit: Visit) -> None:
     full = "full_at" not in kept or today - datetime.fromisoformat(kept["full_at"]) > FULL_PASS
     bound = {} if full or "newest" not in kept else {"confirm_date__gte": _minus_overlap(kept["newest"])}
     rows = _read_all(visit.account, bound)
-    records.take_in(visit.ledger, "cloudsuite", [_arrival(visit.account, row) for row in rows])
+    intake.take_in(visit.ledger, "cloudsuite", [_arrival(visit.account, row) for row in rows])
     if "newest" in kept:
         rows += _take_cancellations(visit, _minus_overlap(kept["newest"]))
     newest = max([row["modified_date"] for row in rows if row.get("modified_date")] + [kept.get("newest", "")])
@@ -76,7 +76,7 @@ def poll(visit: Visit) -> None:
         kept["newest"] = newest
     if full:
         kept["full_at"] = today.isoformat()
-    records.move_cursor(visit.ledger, name, json.dumps(kept))
+    signals.move_cursor(visit.ledger, name, json.dumps(kept))
 
 
 def _minus_overlap(naive: str) -> str:
@@ -117,7 +117,9 @@ def _take_cancellations(visit: Visit, since: str) -> list[dict[str, Any]]:
     rows = list(_rows(visit.account.client, {"state": "cancel", "modified_date__gte": since}))
     known = queries.order_ids(visit.ledger, "cloudsuite", visit.account.name, [str(row["id"]) for row in rows])
     for order_id in known.values():
-        records.interrupt(visit.ledger, order_id, "cancelled in the webshop", (Planned("erp.cancel"),), State.CANCELLED)
+        interrupts.interrupt(
+            visit.ledger, order_id, "cancelled in the webshop", (Planned("erp.cancel"),), State.CANCELLED
+        )
     return rows
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from ledger import queries, records
+from ledger import queries, sending
 from ledger.connection import Ledger
-from ledger.records import ToSend
+from ledger.sending import ToSend
 from tasks.gates import Gates
 
 
@@ -83,12 +83,12 @@ class Dispatcher:
         most = min(most, self._gates.room(lane, self.window))
         if most > 0 and self._gates.half_open(lane):
             most -= queries.in_flight(self._ledger, system, lane)
-        return self._send_all(system, records.take_ready(self._ledger, system, lane, most)) if most > 0 else 0
+        return self._send_all(system, sending.take_ready(self._ledger, system, lane, most)) if most > 0 else 0
 
     def send_suspect(self) -> int:
         """Send one order that workers died on, if no other such order is under way anywhere."""
         for system, lane in self._lanes:
-            if self._gates.room(lane, 1) and self._send_all(system, records.take_suspect(self._ledger, system, lane)):
+            if self._gates.room(lane, 1) and self._send_all(system, sending.take_suspect(self._ledger, system, lane)):
                 return 1
         return 0
 
@@ -98,7 +98,7 @@ class Dispatcher:
         room = self.window - queries.in_flight(self._ledger, system)
         if room <= 0 or not order_ids or any(map(self._gates.in_trouble, self._lanes_of(system))):
             return 0
-        return self._send_all(system, records.take_ready_orders(self._ledger, order_ids[:room]))
+        return self._send_all(system, sending.take_ready_orders(self._ledger, order_ids[:room]))
 
     def _send_all(self, system: str, taken: Sequence[ToSend]) -> int:
         for index, one in enumerate(taken):
@@ -106,6 +106,6 @@ class Dispatcher:
                 self._send(system, one)
             except BrokerAway as error:
                 log.warning("the broker does not answer", action="send_failed", system=system, error=str(error))
-                records.not_sent(self._ledger, [rest.order_id for rest in taken[index:]])
+                sending.not_sent(self._ledger, [rest.order_id for rest in taken[index:]])
                 return index
         return len(taken)

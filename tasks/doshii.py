@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from clients.doshii import Doshii
-from ledger import queries, records
+from ledger import intake, interrupts, queries, signals
 from ledger.connection import Ledger
 from ledger.queries import Known
 from orders.arrival import Arrival
@@ -213,7 +213,7 @@ def poll(visit: Visit) -> None:
 
     This is what finds events that were lost: it runs at start and every minute."""
     rows = [schema.parse_row(row) for row in visit.account.client.unlinked_orders()]
-    records.take_in(visit.ledger, "doshii", list(_unlinked_arrivals(visit, rows)))
+    intake.take_in(visit.ledger, "doshii", list(_unlinked_arrivals(visit, rows)))
     _poll_linked(visit)
 
 
@@ -234,8 +234,8 @@ def _poll_linked(visit: Visit) -> None:
     last = began - FIRST_LOOK if kept is None else datetime.fromtimestamp(int(kept), UTC)
     since = int((last - OVERLAP).timestamp())
     rows = {row.doshii_id: row for row in map(schema.parse_row, visit.account.client.orders(updated_from=since))}
-    records.take_in(visit.ledger, "doshii", list(_linked_arrivals(visit, list(rows.values()))))
-    records.move_cursor(visit.ledger, name, str(int(began.timestamp())))
+    intake.take_in(visit.ledger, "doshii", list(_linked_arrivals(visit, list(rows.values()))))
+    signals.move_cursor(visit.ledger, name, str(int(began.timestamp())))
 
 
 def _linked_arrivals(visit: Visit, rows: list[schema.Row]) -> Iterator[Arrival]:
@@ -289,10 +289,10 @@ def review(visit: Visit, order: Known) -> str | None:
     found = finder.find()
     if found.cancelled:
         reason = f"{found.remote.status} at Doshii"
-        records.interrupt(visit.ledger, order.id, reason, (Planned("erp.cancel"),), State.CANCELLED)
+        interrupts.interrupt(visit.ledger, order.id, reason, (Planned("erp.cancel"),), State.CANCELLED)
     elif found.remote.pending and order.step == "erp.order" and order.state in _NOT_BEGUN:
         reason = f"the partner appended {_words(found)}: taken in anew"
-        records.interrupt(visit.ledger, order.id, reason, PLAN, State.DONE)
+        interrupts.interrupt(visit.ledger, order.id, reason, PLAN, State.DONE)
     return None
 
 

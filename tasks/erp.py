@@ -7,9 +7,9 @@ from typing import Any
 import structlog
 
 from erp.port import Erp, ErpEvent, ErpOrder, Rejected, Stage
-from ledger import queries, records
+from ledger import intake, interrupts, queries, signals
 from ledger.connection import Ledger
-from ledger.records import Signal
+from ledger.signals import Signal
 from orders.errors import Refused
 from orders.model import parse_external_reference
 from orders.outcomes import Done, Ended, Outcome, Planned, skipped
@@ -49,7 +49,7 @@ def _put(job: Job, erp: Erp, stage: Stage) -> Outcome:
 
 def _refused(job: Job, refusal: Rejected) -> Outcome:
     """The ERP will not have it: the remote is told where the plan provides for that, else a person must act."""
-    *tell, _ = records.refusal_plan(job.data, refusal.reason) or (None,)
+    *tell, _ = interrupts.refusal_plan(job.data, refusal.reason) or (None,)
     if not tell:
         raise refusal
     return Ended(refusal.reason, cancelled=True, rest=tuple(tell))
@@ -146,7 +146,7 @@ def _adopt(ledger: Ledger, systems: dict[str, System]) -> dict[str, list[int]]:
     ready: dict[str, list[int]] = {}
     if told:
         _tell(ledger, systems, told, ready, None)
-        records.settle_events(ledger, [row["id"] for row in found])
+        intake.settle_events(ledger, [row["id"] for row in found])
     return ready
 
 
@@ -161,7 +161,7 @@ def _tell(
     owners = {one.order_id: system for system, one in told}
     for system, one in told:
         stop(ledger, systems.get(system), one)
-    for order_id in records.signal(ledger, [one for _, one in told], cursor):
+    for order_id in signals.signal(ledger, [one for _, one in told], cursor):
         ready.setdefault(owners[order_id], []).append(order_id)
     _watch_cancelled(ledger, [one for _, one in told if one.name == "shipped"])
 
@@ -172,7 +172,7 @@ def _watch_cancelled(ledger: Ledger, shipped: list[Signal]) -> None:
     for one in shipped:
         if one.order_id in cancelled:
             problem = f"the ERP shipped order {one.order_id}, which is cancelled"
-            records.keep_odd_event(ledger, "erp", "default", one.source, one.name, json.dumps(one.data), problem)
+            intake.keep_odd_event(ledger, "erp", "default", one.source, one.name, json.dumps(one.data), problem)
             log.warning("shipped though cancelled", action="odd_event", order=one.order_id, source=one.source)
 
 
@@ -202,7 +202,7 @@ def _keep_odd(ledger: Ledger, event: ErpEvent) -> None:
     problem = event.error or f"no order is known by {event.reference}"
     # Only what can be used is looked at again, should its order become known.
     owner = event.reference if event.error is None and len(event.reference) <= 190 else None
-    kept = records.keep_odd_event(
+    kept = intake.keep_odd_event(
         ledger, "erp", "default", f"erp:{event.id}", event.kind[:64], json.dumps(event.data), problem, owner
     )
     if kept:
@@ -213,7 +213,7 @@ def stop(ledger: Ledger, system: System | None, told: Signal) -> None:
     """Stop the order if the ERP refuses or cancels it; to be called before the signal is written."""
     if told.name == "refused":
         reason = str(told.data.get("reason") or "no reason given")
-        records.stop_for_a_person(ledger, told.order_id, told.source, f"the ERP refuses the order: {reason}")
+        interrupts.stop_for_a_person(ledger, told.order_id, told.source, f"the ERP refuses the order: {reason}")
     elif told.name == "cancelled":
         rest: tuple[Planned, ...] = system.tell_cancelled if system is not None else ()
-        records.interrupt(ledger, told.order_id, "cancelled in the ERP", rest, State.CANCELLED)
+        interrupts.interrupt(ledger, told.order_id, "cancelled in the ERP", rest, State.CANCELLED)

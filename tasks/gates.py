@@ -7,7 +7,7 @@ from collections import Counter
 
 import structlog
 
-from ledger import queries, records
+from ledger import queries, remotes
 from ledger.connection import Ledger
 from orders.backoff import closed_for
 from orders.errors import StepError, TryLater, Unavailable
@@ -71,7 +71,7 @@ class Gates:
         if self._faults[lane]:
             self._faults[lane] = 0
         gate = self._known.get(lane)
-        if gate is not None and not self._shut(gate) and records.open_gate(self._ledger, lane):
+        if gate is not None and not self._shut(gate) and remotes.open_gate(self._ledger, lane):
             self._known = {name: gate for name, gate in self._known.items() if name != lane}
             log.info("the remote answers again", action="gate_opened", lane=lane)
 
@@ -95,7 +95,7 @@ class Gates:
     def _close(self, lane: str, reason: str, after: float | None) -> None:
         gate = self._known.get(lane)
         seconds = closed_for(gate.closures + 1 if gate else 1, random.random(), after=after)
-        if records.close_gate(self._ledger, lane, seconds, reason):
+        if remotes.close_gate(self._ledger, lane, seconds, reason):
             log.warning(
                 "the remote is left alone",
                 action="gate_closed",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from ledger import queries, records
+from ledger import intake, queries
 from ledger.queries import Known
 from orders.errors import InDoubt, Refused, StepError, TryLater
 from tasks.base import Visit
@@ -37,7 +37,7 @@ def read_news(visit: Visit, review: Review) -> int:
             _read(visit, review, order, news.pop(order.external_id))
             reviewed += 1
         for of_nobody in news.values():
-            records.settle_news(visit.ledger, of_nobody)
+            intake.settle_news(visit.ledger, of_nobody)
     return reviewed
 
 
@@ -45,10 +45,10 @@ def _read(visit: Visit, review: Review, order: Known, event_ids: list[int]) -> N
     try:
         problem = _asked(visit, review, order)
     except TryLater as error:
-        records.put_off_news(visit.ledger, event_ids, AGAIN_AFTER)
+        intake.put_off_news(visit.ledger, event_ids, AGAIN_AFTER)
         log.info("an order could not be read", action="news_put_off", order=order.id, reason=error.reason)
         return
-    records.settle_news(visit.ledger, event_ids, problem)
+    intake.settle_news(visit.ledger, event_ids, problem)
     if problem is not None:
         log.warning("news that a person should see", action="odd_event", order=order.id, problem=problem)
 

@@ -5,9 +5,9 @@ To book a crew is in `tasks.partner_booking`.
 
 from typing import Any
 
-from ledger import inbound, intents, queries, records
+from ledger import inbound, intents, queries, signals
 from ledger.queries import Known
-from ledger.records import Signal
+from ledger.signals import Signal
 from orders.errors import Refused
 from orders.outcomes import Again, Done, Outcome, Planned, skipped
 from schemas import partner_booking as schema
@@ -42,7 +42,7 @@ def poll(visit: Visit) -> None:
     tracked = {known.facts["booking_id"]: known for known in unfinished if _is_tracked(known)}
     moved = [_moved(tracked[one.number], one) for one in _changed(visit, tracked)] if tracked else []
     if moved:
-        records.signal(visit.ledger, moved)
+        signals.signal(visit.ledger, moved)
 
 
 def _is_tracked(known: Known) -> bool:

@@ -6,7 +6,7 @@ import time
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from ledger import records
+from ledger import leases, upkeep
 from ledger.connection import Ledger
 from orders.errors import Fenced
 
@@ -35,19 +35,19 @@ class Pulse:
     def beat(self) -> None:
         """One sign of life."""
         began = time.monotonic()
-        records.beat(self._ledger, self.worker)
+        upkeep.beat(self._ledger, self.worker)
         self._last = began
 
     def stop(self) -> None:
         """No more signs of life; what is held can be taken over at once."""
         self._stop.set()
         self._thread.join(timeout=5)
-        records.sign_off(self._ledger, self.worker)
+        upkeep.sign_off(self._ledger, self.worker)
 
     def check(self) -> None:
         """Raises `Fenced` when others may already have taken over what this worker holds."""
-        if time.monotonic() - self._last > records.WORKER_LEASE - 1.0:
-            raise Fenced(f"no sign of life from {self.worker} reached the ledger for {records.WORKER_LEASE - 1:.0f} s")
+        if time.monotonic() - self._last > leases.WORKER_LEASE - 1.0:
+            raise Fenced(f"no sign of life from {self.worker} reached the ledger for {leases.WORKER_LEASE - 1:.0f} s")
 
     def _run(self) -> None:
         while not self._stop.wait(EVERY):

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from ledger import queries, records
+from ledger import interrupts, queries, records, upkeep
 from ledger.connection import Ledger
 from ledger.records import Claim, Recorded
 from orders import backoff
@@ -92,7 +92,7 @@ class Runner:
     def _blame(self, order_id: int, fence: int, reason: str) -> str | None:
         most = backoff.MOST_CRASHES
         state: str | None = self._insist(
-            lambda: records.take_over(self._ledger, order_id, fence, park_at=most, reason=reason)
+            lambda: upkeep.take_over(self._ledger, order_id, fence, park_at=most, reason=reason)
         )
         return state
 
@@ -225,7 +225,7 @@ class Runner:
             log.warning("recorded by another", action="fenced", order=claim.id, step=claim.step)
             return Ending("fenced", "another worker holds the order by now")
         if recorded.interrupt is not None and recorded.next is None:
-            self._insist(lambda: records.apply_interrupt(self._ledger, claim.id))
+            self._insist(lambda: interrupts.apply_interrupt(self._ledger, claim.id))
         return Ending(kind, reason, recorded.next, recorded.state, order)
 
     def _insist(self, write: Callable[[], Any]) -> Any:

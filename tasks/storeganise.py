@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ledger import queries, records
+from ledger import intake, interrupts, queries, signals
 from ledger.connection import Ledger
 from ledger.queries import Known
-from ledger.records import Signal
+from ledger.signals import Signal
 from orders.arrival import Arrival
 from orders.errors import Misconfigured, Refused, TryLater
 from orders.outcomes import Again, Done, Ended, Outcome, Planned, skipped
@@ -62,12 +62,12 @@ def poll(visit: Visit) -> None:
         since = _stamp(datetime.fromisoformat(kept["newest"]) - (LONG_OVERLAP if rounds else OVERLAP))
     pages = list(visit.account.client.orders(updated_after=since))
     for rows in pages:
-        records.take_in(visit.ledger, "storeganise", [_arrival(visit.account, row) for row in rows])
+        intake.take_in(visit.ledger, "storeganise", [_arrival(visit.account, row) for row in rows])
     if rounds:
         _go_round(visit, now)
         kept["round_at"] = now.isoformat()
     kept["newest"] = _newest(kept, pages, now)
-    records.move_cursor(visit.ledger, name, json.dumps(kept))
+    signals.move_cursor(visit.ledger, name, json.dumps(kept))
 
 
 def _stamp(at: datetime) -> str:
@@ -107,7 +107,7 @@ def _arrival(account: Account, row: dict[str, Any]) -> Arrival:
 def _go_round(visit: Visit, now: datetime) -> None:
     """Have every unfinished order read again."""
     unfinished = queries.unfinished(visit.ledger, "storeganise", visit.account.name)
-    records.take_in(
+    intake.take_in(
         visit.ledger,
         "storeganise",
         [
@@ -136,7 +136,7 @@ def review(visit: Visit, known: Known) -> str | None:
     if known.finished:
         return _contradiction(known, remote)
     if not known.cancelling:
-        records.signal(visit.ledger, list(_completed_there(visit.ledger, known, remote)))
+        signals.signal(visit.ledger, list(_completed_there(visit.ledger, known, remote)))
     return None
 
 
@@ -145,7 +145,7 @@ def _stop(visit: Visit, known: Known) -> str | None:
         return f"cancelled in Storeganise, though order {known.id} is done here"
     if known.state != State.IGNORED:
         rest = (Planned("erp.cancel"),)
-        records.interrupt(visit.ledger, known.id, "cancelled in Storeganise", rest, State.CANCELLED)
+        interrupts.interrupt(visit.ledger, known.id, "cancelled in Storeganise", rest, State.CANCELLED)
     return None
 
 
@@ -187,7 +187,7 @@ def _take_in_order_of(ledger: Ledger, account: Account, name: str) -> str | None
         body = json.dumps({"jobId": job_id, "valetOrderId": order_id})
         key = f"{schema.OF_JOB}{schema.digest(job_id)}:{_stamp(now)}"
         arrival = Arrival(account.name, order_id, key, "job", body, schema.PLAN, news=True)
-        records.take_in(ledger, "storeganise", [arrival])
+        intake.take_in(ledger, "storeganise", [arrival])
     return order_id
 
 

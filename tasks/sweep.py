@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import structlog
 
-from ledger import queries, records
+from ledger import intake, interrupts, queries, records, sending, upkeep
 from ledger.connection import Ledger
 from orders import backoff
 from tasks.dispatch import Dispatcher
@@ -44,21 +44,21 @@ class Sweep:
         self._gates.refresh()
         self._dispatcher.scale(queries.count_live_workers(self._ledger))
         self._give_back()
-        if not records.take_tick(self._ledger, TICK, EVERY, self._worker):
+        if not upkeep.take_tick(self._ledger, TICK, EVERY, self._worker):
             return
         try:
             self._mend()
         finally:
-            records.end_tick(self._ledger, TICK, self._worker)
+            upkeep.end_tick(self._ledger, TICK, self._worker)
 
     def _mend(self) -> None:
         self._take_over()
         for order_id in queries.interrupted(self._ledger):
-            records.apply_interrupt(self._ledger, order_id)
+            interrupts.apply_interrupt(self._ledger, order_id)
         for system, lane in self._dispatcher.lanes:
             self._wake(system, lane)
         self._dispatcher.send_suspect()
-        for system, account in records.overdue_news(self._ledger):
+        for system, account in intake.overdue_news(self._ledger):
             self._tell_news(system, account)
 
     def _give_back(self) -> None:
@@ -71,7 +71,7 @@ class Sweep:
     def _take_over(self) -> None:
         for held in queries.orphans(self._ledger):
             reason = f"worker {held.worker} gave no sign of life" if held.worker else "its worker is gone"
-            state = records.take_over(self._ledger, held.id, held.fence, park_at=backoff.MOST_LOST, reason=reason)
+            state = upkeep.take_over(self._ledger, held.id, held.fence, park_at=backoff.MOST_LOST, reason=reason)
             if state is not None:
                 log.warning("taken over", action="taken_over", order=held.id, worker=held.worker, state=state)
 
@@ -80,6 +80,6 @@ class Sweep:
         if "queued" in due:
             # A full queue explains the delay; otherwise the message is taken to be lost. A double is harmless.
             lost = self._depth(system) < self._dispatcher.window
-            records.resend(self._ledger, due["queued"], lost=lost)
+            sending.resend(self._ledger, due["queued"], lost=lost)
         for order_id in due.get("waiting", []) + due.get("parked", []):
-            records.recheck(self._ledger, order_id)
+            upkeep.recheck(self._ledger, order_id)

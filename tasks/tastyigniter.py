@@ -13,10 +13,10 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from clients.tastyigniter import Absent, Invalid
-from ledger import queries, records
+from ledger import intake, interrupts, queries, signals
 from ledger.connection import Ledger
 from ledger.queries import Known
-from ledger.records import Signal
+from ledger.signals import Signal
 from orders.arrival import Arrival
 from orders.errors import Misconfigured, Refused, TryLater
 from orders.outcomes import Again, Done, Ended, Outcome, Planned, skipped
@@ -95,7 +95,7 @@ def _kept(ledger: Ledger, account: Account) -> Kept:
 
 
 def _keep(visit: Visit, kept: Kept) -> None:
-    records.move_cursor(visit.ledger, _cursor(visit.account), json.dumps(asdict(kept)))
+    signals.move_cursor(visit.ledger, _cursor(visit.account), json.dumps(asdict(kept)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def poll(visit: Visit) -> None:
     in: a poll that was cut off leaves no gap, and a row that a deletion moved under the paging is on the next one."""
     kept = _kept(visit.ledger, visit.account)
     rows = _newest(visit.account, kept)
-    records.take_in(visit.ledger, "tastyigniter", [_arrival(visit.account, row) for row in rows])
+    intake.take_in(visit.ledger, "tastyigniter", [_arrival(visit.account, row) for row in rows])
     kept.before, kept.newest = kept.newest, max([kept.newest, *(int(row.id) for row in rows)])
     _note_unplaced(visit, kept, rows)
     _keep(visit, kept)
@@ -199,7 +199,7 @@ def _look_at_unplaced(visit: Visit, kept: Kept, rows: Iterable[Row]) -> None:
             del kept.unplaced[row.id]
         else:
             ignored = order is not None and order.state == State.IGNORED
-            records.take_in(visit.ledger, "tastyigniter", [_arrival(visit.account, row, due=ignored)])
+            intake.take_in(visit.ledger, "tastyigniter", [_arrival(visit.account, row, due=ignored)])
 
 
 def _document(account: Account, order_id: str, *, history: bool = False) -> tuple[dict[str, Any], RemoteOrder]:
@@ -232,7 +232,7 @@ def _read_unfinished(visit: Visit, kept: Kept, read: set[str]) -> None:
 
 def _show(visit: Visit, known: Known, problem: str) -> None:
     key = f"seen:{known.external_id}:{_digest(problem)}"
-    records.keep_odd_event(
+    intake.keep_odd_event(
         visit.ledger, "tastyigniter", visit.account.name, key, "seen", "{}", problem, known.external_id
     )
 
@@ -252,7 +252,7 @@ def review(visit: Visit, known: Known) -> str | None:
     if known.finished:
         return _review_finished(visit, known, Row(known.external_id, document, remote))
     if remote.status_id == visit.account.options.statuses.canceled:
-        records.interrupt(visit.ledger, known.id, "canceled in TastyIgniter", _TAKE_BACK, State.CANCELLED)
+        interrupts.interrupt(visit.ledger, known.id, "canceled in TastyIgniter", _TAKE_BACK, State.CANCELLED)
         return None
     return _changed_total(visit, known, remote)
 
@@ -262,7 +262,7 @@ def _review_absent(visit: Visit, known: Known, absent: Absent) -> None:
     if known.finished:
         return
     _check_deleted(visit.ledger, visit.account, known.external_id, known.facts, absent)
-    records.interrupt(visit.ledger, known.id, "deleted in TastyIgniter", _TAKE_BACK, State.CANCELLED)
+    interrupts.interrupt(visit.ledger, known.id, "deleted in TastyIgniter", _TAKE_BACK, State.CANCELLED)
 
 
 def _review_finished(visit: Visit, known: Known, row: Row) -> str | None:
@@ -271,7 +271,7 @@ def _review_finished(visit: Visit, known: Known, row: Row) -> str | None:
         return None
     canceled = remote.status_id == visit.account.options.statuses.canceled
     if known.state == State.IGNORED and not canceled:
-        records.take_in(visit.ledger, "tastyigniter", [_arrival(visit.account, row, due=True)])
+        intake.take_in(visit.ledger, "tastyigniter", [_arrival(visit.account, row, due=True)])
     elif known.state == State.DONE and canceled:
         return "it is canceled in TastyIgniter, but done here: take it back in the ERP by hand"
     elif known.state == State.CANCELLED and not canceled:
@@ -289,7 +289,7 @@ def _changed_total(visit: Visit, known: Known, remote: RemoteOrder) -> str | Non
     )
     flags = list(dict.fromkeys([*known.facts.get("flags", []), sentence]))
     source = f"total:{remote.updated_at}:{now}"
-    records.signal(visit.ledger, [Signal(known.id, "changed", source, {}, {"total": now, "flags": flags})])
+    signals.signal(visit.ledger, [Signal(known.id, "changed", source, {}, {"total": now, "flags": flags})])
     return sentence
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
-from ledger import records
+from ledger import upkeep
 from orders.errors import StepError
 from orders.lanes import ERP, lane_of
 from tasks.base import Fleet, Visit
@@ -76,14 +76,14 @@ class Ticks:
 
     def _tick_alone(self, name: str, every: float, lane: str, work: Callable[[], object]) -> str:
         # Beat's messages come at the same pace: a little slack, or every second one would be a moment too early.
-        if not records.take_tick(self._fleet.ledger, name, every * 0.8, self._worker):
+        if not upkeep.take_tick(self._fleet.ledger, name, every * 0.8, self._worker):
             return "not yet, or another worker is at it"
         try:
             if self._gates.closed(lane) is not None:
                 return f"not done: {self._gates.closed(lane)}"
             return self._visit(name, lane, work)
         finally:
-            records.end_tick(self._fleet.ledger, name, self._worker)
+            upkeep.end_tick(self._fleet.ledger, name, self._worker)
 
     def _visit(self, name: str, lane: str, work: Callable[[], object]) -> str:
         try:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import tasks.erp  # noqa: F401 - registers the ERP's steps
 from erp.port import open_erp
-from ledger import records
+from ledger import remotes
 from ledger.connection import Ledger
 from orders.errors import Unavailable
 from orders.lanes import ERP, lane_of
@@ -63,7 +63,7 @@ def _pace(ledger: Ledger, settings: AccountSettings) -> Callable[[], None]:
     lane = lane_of(settings.system, settings.name, None)
 
     def pace() -> None:
-        wait = records.take_call(ledger, lane, interval, LONGEST_PACE)
+        wait = remotes.take_call(ledger, lane, interval, LONGEST_PACE)
         if wait > LONGEST_PACE:
             raise Unavailable(f"{settings.system} may be called {settings.rate:g} times a second", after=wait)
         time.sleep(wait)

@@ -16,7 +16,8 @@ from redis.exceptions import RedisError
 
 from ledger import queries
 from ledger.models import SUSPECT
-from ledger.records import Claim, ToSend
+from ledger.records import Claim
+from ledger.sending import ToSend
 from orders.model import Order
 from orders.states import State
 from tasks.base import STEPS, Fleet

@@ -19,9 +19,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ledger import migrate as migrations
 from ledger import queries
+from ledger.by_hand import MovedOn
 from ledger.connection import Ledger
 from ledger.queries import Filter
-from ledger.records import MovedOn
 from orders.errors import StepError
 from orders.states import NEEDS_A_PERSON, State
 from workers.settings import Settings, WrongSettings, read_settings, with_broker

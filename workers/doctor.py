@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ledger import migrate, queries
 from ledger.connection import Ledger
-from ledger.records import STEP_LIMIT
+from ledger.leases import STEP_LIMIT
 from orders.errors import Misconfigured, StepError
 from orders.states import NEEDS_A_PERSON
 from tasks.base import Account, Fleet

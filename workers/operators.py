@@ -9,7 +9,7 @@ from typing import Any
 
 from erp.port import KINDS
 from erp.sql_events import read_data
-from ledger import queries, records
+from ledger import by_hand, interrupts, queries, signals
 from ledger.connection import Ledger
 from ledger.queries import Ended, Rows
 from ledger.records import Claim
@@ -177,16 +177,16 @@ def plan_version(foreseen: Sequence[Foreseen]) -> str:
 
 
 def replay(ledger: Ledger, one: Foreseen, who: str, *, acknowledged: bool = False, happened: bool = False) -> None:
-    """Let the order go again as foreseen. Raises `NotPossible`, or `ledger.records.MovedOn` when it has changed."""
+    """Let the order go again as foreseen. Raises `NotPossible`, or `ledger.by_hand.MovedOn` when it has changed."""
     if one.refusal is not None:
         raise NotPossible(one.refusal)
     if one.must_acknowledge and not acknowledged:
         raise NotPossible("may do what cannot be taken back: see its preview, then acknowledge it")
     order_id, version = one.order["id"], one.order["version"]
     if happened:
-        records.skip(ledger, order_id, version, who)
+        by_hand.skip(ledger, order_id, version, who)
     else:
-        records.replay(ledger, order_id, version, one.position, who, acknowledged=acknowledged)
+        by_hand.replay(ledger, order_id, version, one.position, who, acknowledged=acknowledged)
 
 
 # -- release, signal, cancel ------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def release(ledger: Ledger, order: Row, system: System | None, who: str) -> str:
     """Let an order pass its payment gate; the state it is in now. Raises `NotPossible`."""
     if system is None or system.gate is None:
         raise NotPossible(f"{order['system']} holds no order for its payment: `orderfleet replay` or `signal` may do")
-    state = records.release(ledger, order["id"], system.gate, who)
+    state = by_hand.release(ledger, order["id"], system.gate, who)
     if state is None:
         raise NotPossible(_over(ledger, order["id"]))
     return state
@@ -228,13 +228,13 @@ def signal(ledger: Ledger, order: Row, system: System | None, name: str, data: d
         raise NotPossible(_over(ledger, order["id"]))
     told = erp.signal_of(order["id"], name, data, f"operator:{who[:100]}:{uuid.uuid4()}")
     erp.stop(ledger, system, told)
-    return bool(records.signal(ledger, [told], who=who))
+    return bool(signals.signal(ledger, [told], who=who))
 
 
 def cancel(ledger: Ledger, order: Row, system: System | None, who: str) -> str:
     """Cancel an order in the ERP and in its own system; the state it is in now. Raises `NotPossible`."""
     rest = (Planned("erp.cancel"), *(system.tell_cancelled if system is not None else ()))
-    state = records.interrupt(ledger, order["id"], f"cancelled by {who}", rest, State.CANCELLED, who=who)
+    state = interrupts.interrupt(ledger, order["id"], f"cancelled by {who}", rest, State.CANCELLED, who=who)
     if state is None:
         raise NotPossible(_over(ledger, order["id"]))
     return state
@@ -276,13 +276,13 @@ class Doing:
     def run(self) -> str:
         """Do it; what was done. Raises as `ask`."""
         account = self._talking_to()
-        records.write_audit(self._ledger, self._who, self._name[:32], self._order, f"begun: {_shown(self._data)}")
+        by_hand.write_audit(self._ledger, self._who, self._name[:32], self._order, f"begun: {_shown(self._data)}")
         try:
             said = self._command.run(self._job, account, self._data)
         except StepError as error:
-            records.write_audit(self._ledger, self._who, self._name[:32], self._order, f"failed: {error.reason}")
+            by_hand.write_audit(self._ledger, self._who, self._name[:32], self._order, f"failed: {error.reason}")
             raise
-        records.write_audit(self._ledger, self._who, self._name[:32], self._order, said)
+        by_hand.write_audit(self._ledger, self._who, self._name[:32], self._order, said)
         return said
 
     def _talking_to(self) -> Account:

@@ -6,7 +6,7 @@ import sys
 
 import structlog
 
-from ledger import records
+from ledger import leases, records
 from ledger.records import Claim
 from orders.states import State
 from tasks.bulkhead import Bulkhead
@@ -28,7 +28,7 @@ def run_in_quarantine(runner: Runner, claim: Claim) -> Ending:
     log.warning("a suspect runs alone", action="quarantine", order=claim.id, step=claim.step, crashes=claim.crashes)
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as child:  # noqa: S603 - our own program and numbers
         try:
-            code = child.wait(records.STEP_LIMIT)
+            code = child.wait(leases.STEP_LIMIT)
         except subprocess.TimeoutExpired:
             child.kill()
             code = child.wait()

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import webhooks.base
-from ledger import queries, records
+from ledger import intake, queries
 from ledger.connection import Ledger
 from ledger.migrate import pending
 from orders.arrival import Arrival
@@ -98,7 +98,7 @@ def keeper(ledger: Ledger, bell: Bell) -> webhooks.base.Keep:
 
     def keep(system: str, arrivals: Sequence[Arrival]) -> None:
         try:
-            taken = records.take_in(ledger, system, arrivals)
+            taken = intake.take_in(ledger, system, arrivals)
         except SQLAlchemyError as error:
             raise NotKept(f"the ledger did not take it: {str(error)[:300]}") from error
         bell.ring(system, taken.new)

@@ -7,7 +7,7 @@ from threading import Thread
 import pytest
 from sqlalchemy import URL, make_url
 
-from ledger import queries, records
+from ledger import queries, sending
 from tests import services
 from tests.flows.harness import Fleet, an_erp, shop_settings, wait_for
 from tests.flows.killing import ON_POSTGRESQL, ON_SQLITE
@@ -93,7 +93,7 @@ class TestMessages:
         while not fleet.settled(30):
             for row in fleet.rows().values():
                 if row["step"] is not None:
-                    double = records.ToSend(row["id"], ((row["position"], row["step"]),))
+                    double = sending.ToSend(row["id"], ((row["position"], row["step"]),))
                     send_chain(fleet.app, "cloudsuite", double)
                     send_chain(fleet.app, "cloudsuite", double)
                     doubled += 2

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ledger import records
+from ledger import intake
 from ledger.connection import Ledger
 from orders.arrival import Arrival
 from orders.outcomes import Planned
@@ -22,4 +22,4 @@ def ledger(ledger_url: str) -> Iterator[Ledger]:
 @pytest.fixture
 def order(ledger: Ledger) -> int:
     """The id of one new order."""
-    return records.take_in(ledger, "acme", [Arrival("default", "1", "row:1", "row", "{}", PLAN, "R-1")]).new[0]
+    return intake.take_in(ledger, "acme", [Arrival("default", "1", "row:1", "row", "{}", PLAN, "R-1")]).new[0]

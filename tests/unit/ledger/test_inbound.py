@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import func, literal, select, update
 
 from databases.clock import later
-from ledger import inbound, queries, records
+from ledger import inbound, queries, signals
 from ledger.connection import Ledger
 from ledger.inbound import Door
 from ledger.models import inbound_images, inbound_requests, inbound_tokens, orders
@@ -372,8 +372,8 @@ def test_places(ledger: Ledger, door: Door):
 
 def test_where_an_order_stands_is_read_with_it(ledger: Ledger, door: Door):
     accepted = fresh(door)
-    signal = records.Signal(accepted.order_id, "shipped", "erp:1", {}, {"status": "in_work"})
-    records.signal(ledger, [signal])
+    signal = signals.Signal(accepted.order_id, "shipped", "erp:1", {}, {"status": "in_work"})
+    signals.signal(ledger, [signal])
     listed = door.order("ann", 0)
     assert listed is not None
     assert listed.state == State.READY.value

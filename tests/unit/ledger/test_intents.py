@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from ledger import intents, queries, records
+from ledger import intake, intents, queries, records
 from ledger.connection import Ledger
 from ledger.models import orders
 from ledger.records import Claim
@@ -26,7 +26,7 @@ def take_in(ledger: Ledger) -> Callable[..., int]:
     """The ledger's id of a new order, which stands before its booking."""
 
     def make(name: str, account: str = "default") -> int:
-        return records.take_in(ledger, "acme", [Arrival(account, name, f"row:{name}", "row", "{}", PLAN)]).new[0]
+        return intake.take_in(ledger, "acme", [Arrival(account, name, f"row:{name}", "row", "{}", PLAN)]).new[0]
 
     return make
 

@@ -6,10 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import select
 
-from ledger import queries, records
+from ledger import by_hand, interrupts, queries, records, sending, signals
+from ledger.by_hand import MovedOn
 from ledger.connection import Ledger
 from ledger.models import audit
-from ledger.records import Claim, MovedOn, Signal
+from ledger.records import Claim
+from ledger.signals import Signal
 from orders.outcomes import Done, Planned
 from orders.states import State
 from tasks.base import Job
@@ -22,7 +24,7 @@ def shown(ledger: Ledger, order: int) -> dict:
 
 
 def claim(ledger: Ledger, order: int) -> Claim:
-    records.take_ready_orders(ledger, [order])
+    sending.take_ready_orders(ledger, [order])
     row = shown(ledger, order)
     claimed = records.claim(ledger, order, row["position"], row["step"], "w1")
     assert claimed is not None
@@ -49,7 +51,7 @@ class TestReplay:
     def test_every_step_behind_it_looks_first(self, ledger, order):
         advance(ledger, order, 1)
         row = park(ledger, order)
-        records.replay(ledger, order, row["version"], 0, "ann")
+        by_hand.replay(ledger, order, row["version"], 0, "ann")
         first = claim(ledger, order)
         assert Job(ledger, first).look
         recorded = records.done(ledger, first, Done(), State.RUNNING)
@@ -65,7 +67,7 @@ class TestReplay:
         def replay(number: int) -> bool:
             barrier.wait()
             try:
-                records.replay(ledger, order, version, None, f"operator {number}")
+                by_hand.replay(ledger, order, version, None, f"operator {number}")
             except MovedOn:
                 return False
             return True
@@ -78,7 +80,7 @@ class TestReplay:
         records.done(ledger, claim(ledger, order), Done(rest=PAID), State.READY)
         row = shown(ledger, order)
         assert row["state"] == State.WAITING
-        records.replay(ledger, order, row["version"], None, "ann")
+        by_hand.replay(ledger, order, row["version"], None, "ann")
         row = shown(ledger, order)
         assert (row["state"], row["awaits"]) == (State.WAITING, "paid")
         assert row["wake_at"] > queries.database_now(ledger)
@@ -87,13 +89,13 @@ class TestReplay:
         records.end(ledger, claim(ledger, order), "not ours", State.IGNORED, ())
         row = shown(ledger, order)
         assert row["state"] == State.IGNORED
-        records.replay(ledger, order, row["version"], 0, "ann")
+        by_hand.replay(ledger, order, row["version"], 0, "ann")
         records.done(ledger, claim(ledger, order), Done(rest=()), State.READY)
         assert shown(ledger, order)["state"] == State.DONE
 
     def test_the_acknowledgement_is_for_the_next_try_alone(self, ledger, order):
         row = park(ledger, order, State.IN_DOUBT)
-        records.replay(ledger, order, row["version"], None, "ann", acknowledged=True)
+        by_hand.replay(ledger, order, row["version"], None, "ann", acknowledged=True)
         held = claim(ledger, order)
         assert Job(ledger, held).acknowledged
         records.retry(ledger, held, "no answer", 0.0, None)
@@ -101,14 +103,14 @@ class TestReplay:
 
     def test_without_one_a_step_in_doubt_stays_so(self, ledger, order):
         row = park(ledger, order, State.IN_DOUBT)
-        records.replay(ledger, order, row["version"], None, "ann")
+        by_hand.replay(ledger, order, row["version"], None, "ann")
         assert not Job(ledger, claim(ledger, order)).acknowledged
 
 
 class TestSkip:
     def test_the_order_goes_on_behind_what_did_happen(self, ledger, order):
         row = park(ledger, order, State.IN_DOUBT)
-        records.skip(ledger, order, row["version"], "ann")
+        by_hand.skip(ledger, order, row["version"], "ann")
         row = shown(ledger, order)
         assert (row["state"], row["step"], row["error"]) == (State.READY, "erp.order", None)
         assert audited(ledger) == [("ann", "skip", order)]
@@ -116,71 +118,71 @@ class TestSkip:
     def test_it_waits_there_for_the_signal_it_needs(self, ledger, order):
         advance(ledger, order, 1)
         row = park(ledger, order, State.IN_DOUBT)
-        records.skip(ledger, order, row["version"], "ann")
+        by_hand.skip(ledger, order, row["version"], "ann")
         assert (shown(ledger, order)["state"], shown(ledger, order)["awaits"]) == (State.WAITING, "numbered")
 
     def test_behind_the_last_step_the_order_is_done(self, ledger, order):
-        records.signal(ledger, [Signal(order, "numbered", "erp:1")])
+        signals.signal(ledger, [Signal(order, "numbered", "erp:1")])
         advance(ledger, order, 3)
         row = park(ledger, order, State.IN_DOUBT)
-        records.skip(ledger, order, row["version"], "ann")
+        by_hand.skip(ledger, order, row["version"], "ann")
         row = shown(ledger, order)
         assert (row["state"], row["step"], row["position"], row["wake_at"]) == (State.DONE, None, 4, None)
 
     def test_only_doubt_is_skipped(self, ledger, order):
         row = park(ledger, order)
         with pytest.raises(MovedOn, match="not in doubt"):
-            records.skip(ledger, order, row["version"], "ann")
+            by_hand.skip(ledger, order, row["version"], "ann")
         assert audited(ledger) == []
 
     def test_not_what_has_moved_on(self, ledger, order):
         row = park(ledger, order, State.IN_DOUBT)
         with pytest.raises(MovedOn):
-            records.skip(ledger, order, row["version"] - 1, "ann")
+            by_hand.skip(ledger, order, row["version"] - 1, "ann")
 
 
 class TestRelease:
     def test_an_order_that_waits_for_its_payment_is_fetched_again(self, ledger, order):
         records.done(ledger, claim(ledger, order), Done(rest=PAID), State.READY)
-        assert records.release(ledger, order, "acme.fetch", "ann") == State.READY
+        assert by_hand.release(ledger, order, "acme.fetch", "ann") == State.READY
         held = claim(ledger, order)
         assert (held.step, held.facts["released"]) == ("acme.fetch", True)
 
     def test_an_order_parked_at_the_gate_goes_through_it(self, ledger, order):
         park(ledger, order)
-        assert records.release(ledger, order, "acme.fetch", "ann") == State.READY
+        assert by_hand.release(ledger, order, "acme.fetch", "ann") == State.READY
         assert claim(ledger, order).step == "acme.fetch"
 
     def test_an_order_that_stands_elsewhere_stays_there(self, ledger, order):
         advance(ledger, order, 1)
         park(ledger, order)
-        assert records.release(ledger, order, "acme.fetch", "ann") == State.PARKED
+        assert by_hand.release(ledger, order, "acme.fetch", "ann") == State.PARKED
         assert (shown(ledger, order)["step"], shown(ledger, order)["error"]) == ("erp.order", "no such product")
 
     def test_one_in_a_workers_hands_learns_it_and_keeps_its_claim(self, ledger, order):
         held = claim(ledger, order)
-        assert records.release(ledger, order, "acme.fetch", "ann") == State.RUNNING
+        assert by_hand.release(ledger, order, "acme.fetch", "ann") == State.RUNNING
         recorded = records.done(ledger, held, Done(facts={"held": 1}, rest=PAID), State.READY)
         assert recorded is not None
         assert shown(ledger, order)["facts"] == {"held": 1, "released": True}
 
     def test_twice_is_once(self, ledger, order):
-        records.release(ledger, order, "acme.fetch", "ann")
+        by_hand.release(ledger, order, "acme.fetch", "ann")
         version = shown(ledger, order)["version"]
-        records.release(ledger, order, "acme.fetch", "bob")
+        by_hand.release(ledger, order, "acme.fetch", "bob")
         assert audited(ledger) == [("ann", "release", order)]
         assert shown(ledger, order)["version"] == version
 
     def test_a_finished_order_is_not_released(self, ledger, order):
-        records.interrupt(ledger, order, "gone", (), State.CANCELLED)
-        assert records.release(ledger, order, "acme.fetch", "ann") is None
+        interrupts.interrupt(ledger, order, "gone", (), State.CANCELLED)
+        assert by_hand.release(ledger, order, "acme.fetch", "ann") is None
 
 
 def test_a_cancellation_and_a_signal_say_who(ledger, order):
-    records.signal(ledger, [Signal(order, "shipped", "operator:ann:1")], who="ann")
-    records.interrupt(ledger, order, "cancelled by ann", (Planned("erp.cancel"),), State.CANCELLED, who="ann")
+    signals.signal(ledger, [Signal(order, "shipped", "operator:ann:1")], who="ann")
+    interrupts.interrupt(ledger, order, "cancelled by ann", (Planned("erp.cancel"),), State.CANCELLED, who="ann")
     assert audited(ledger) == [("ann", "signal", order), ("ann", "cancelled", order)]
-    assert records.interrupt(ledger, order, "again", (Planned("erp.cancel"),), State.CANCELLED, who="bob") is None
+    assert interrupts.interrupt(ledger, order, "again", (Planned("erp.cancel"),), State.CANCELLED, who="bob") is None
     assert len(audited(ledger)) == 2
     assert [entry["who"] for entry in queries.timeline(ledger, order) if entry["kind"] == "audit"] == ["ann", "ann"]
 

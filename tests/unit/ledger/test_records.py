@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import update
 
-from ledger import queries, records
+from ledger import by_hand, intake, interrupts, queries, records, remotes, sending, signals, upkeep
 from ledger.connection import Ledger
 from ledger.models import orders, workers
-from ledger.records import Claim, Signal
+from ledger.records import Claim
+from ledger.signals import Signal
 from orders.arrival import Arrival
 from orders.outcomes import Done, Planned
 from orders.states import State
@@ -27,8 +28,8 @@ def shown(ledger: Ledger, order: int) -> dict:
     return queries.find_order(ledger, str(order))[0]
 
 
-def queue(ledger: Ledger, order: int) -> records.ToSend:
-    (sent,) = records.take_ready_orders(ledger, [order])
+def queue(ledger: Ledger, order: int) -> sending.ToSend:
+    (sent,) = sending.take_ready_orders(ledger, [order])
     return sent
 
 
@@ -66,12 +67,12 @@ def outcomes(ledger: Ledger, order: int) -> list[str]:
 
 class TestIntake:
     def test_a_double_changes_nothing(self, ledger):
-        first = records.take_in(ledger, "acme", [arrival("1"), arrival("2")])
-        again = records.take_in(ledger, "acme", [arrival("2"), arrival("1")])
+        first = intake.take_in(ledger, "acme", [arrival("1"), arrival("2")])
+        again = intake.take_in(ledger, "acme", [arrival("2"), arrival("1")])
         assert (len(first.new), first.events, again.new, again.events) == (2, 2, (), 0)
 
     def test_the_same_order_twice_in_one_batch_is_one_order(self, ledger):
-        taken = records.take_in(ledger, "acme", [arrival("1", key="a"), arrival("1", key="b")])
+        taken = intake.take_in(ledger, "acme", [arrival("1", key="a"), arrival("1", key="b")])
         assert (len(taken.new), taken.events) == (1, 2)
 
     def test_eight_at_once_make_one_order(self, ledger):
@@ -79,21 +80,21 @@ class TestIntake:
 
         def take_in(_: int) -> int:
             barrier.wait()
-            return len(records.take_in(ledger, "acme", [arrival("1")]).new)
+            return len(intake.take_in(ledger, "acme", [arrival("1")]).new)
 
         with ThreadPoolExecutor(8) as pool:
             assert sum(pool.map(take_in, range(8))) == 1
         assert len(queries.listing(ledger, queries.Filter())) == 1
 
     def test_the_same_key_with_another_body_is_kept_and_shown(self, ledger):
-        records.take_in(ledger, "acme", [arrival("1", body='{"total": 1}')])
-        taken = records.take_in(ledger, "acme", [arrival("1", body='{"total": 2}')])
+        intake.take_in(ledger, "acme", [arrival("1", body='{"total": 1}')])
+        taken = intake.take_in(ledger, "acme", [arrival("1", body='{"total": 2}')])
         assert taken.conflicts == 1
         assert {row["body"] for row in queries.odd_events(ledger)} == {'{"total": 1}', '{"total": 2}'}
 
     def test_the_same_order_number_of_two_accounts_is_two_orders(self, ledger):
         other = Arrival("north", "1", "row:1", "row", "{}", PLAN)
-        assert len(records.take_in(ledger, "acme", [arrival("1"), other]).new) == 2
+        assert len(intake.take_in(ledger, "acme", [arrival("1"), other]).new) == 2
 
 
 class TestSetBack:
@@ -105,24 +106,24 @@ class TestSetBack:
     def test_an_ignored_order_is_taken_up_after_all(self, ledger, order):
         queue(ledger, order)
         records.end(ledger, claim(ledger, order), "not ours", State.IGNORED, ())
-        records.take_in(ledger, "acme", [self.again()])
+        intake.take_in(ledger, "acme", [self.again()])
         row = shown(ledger, order)
         assert (row["state"], row["step"], row["position"]) == (State.READY, "acme.fetch", 0)
         assert [step["name"] for step in queries.plan_of(ledger, order)] == [planned.name for planned in PLAN]
-        records.signal(ledger, [Signal(order, "numbered", "erp:1")])
+        signals.signal(ledger, [Signal(order, "numbered", "erp:1")])
         advance(ledger, order, 4)
         assert shown(ledger, order)["state"] == State.DONE
 
     def test_a_cancelled_order_stays_cancelled_and_is_shown(self, ledger, order):
         queue(ledger, order)
         records.end(ledger, claim(ledger, order), "cancelled", State.CANCELLED, ())
-        records.take_in(ledger, "acme", [self.again()])
+        intake.take_in(ledger, "acme", [self.again()])
         assert shown(ledger, order)["state"] == State.CANCELLED
         assert "is cancelled here" in queries.odd_events(ledger)[0]["problem"]
 
     def test_news_of_an_order_under_way_change_nothing(self, ledger, order):
         before = shown(ledger, order)
-        records.take_in(ledger, "acme", [self.again()])
+        intake.take_in(ledger, "acme", [self.again()])
         assert shown(ledger, order) == before
         assert queries.odd_events(ledger) == []
 
@@ -132,27 +133,27 @@ class TestDispatch:
         assert queue(ledger, order).links == ((0, "acme.fetch"), (1, "erp.order"))
 
     def test_a_signal_that_came_early_lengthens_the_run(self, ledger, order):
-        records.signal(ledger, [Signal(order, "numbered", "erp:1")])
+        signals.signal(ledger, [Signal(order, "numbered", "erp:1")])
         assert len(queue(ledger, order).links) == 4
 
     def test_it_takes_no_more_than_the_limit_and_each_order_once(self, ledger):
-        records.take_in(ledger, "acme", [arrival(str(number)) for number in range(10)])
-        first = records.take_ready(ledger, "acme", "acme:default", 6)
-        second = records.take_ready(ledger, "acme", "acme:default", 6)
+        intake.take_in(ledger, "acme", [arrival(str(number)) for number in range(10)])
+        first = sending.take_ready(ledger, "acme", "acme:default", 6)
+        second = sending.take_ready(ledger, "acme", "acme:default", 6)
         assert (len(first), len(second)) == (6, 4)
         assert not {one.order_id for one in first} & {one.order_id for one in second}
         assert queries.in_flight(ledger, "acme") == 10
 
     def test_dispatchers_at_once_never_take_the_same_order(self, ledger):
-        records.take_in(ledger, "acme", [arrival(str(number)) for number in range(40)])
+        intake.take_in(ledger, "acme", [arrival(str(number)) for number in range(40)])
         with ThreadPoolExecutor(4) as pool:
-            taken = pool.map(lambda _: records.take_ready(ledger, "acme", "acme:default", 10), range(4))
+            taken = pool.map(lambda _: sending.take_ready(ledger, "acme", "acme:default", 10), range(4))
         ids = [one.order_id for batch in taken for one in batch]
         assert len(ids) == len(set(ids))
 
     def test_what_could_not_be_sent_is_ready_again(self, ledger, order):
         queue(ledger, order)
-        records.not_sent(ledger, [order])
+        sending.not_sent(ledger, [order])
         assert queue(ledger, order).order_id == order
 
 
@@ -197,7 +198,7 @@ class TestRecord:
     def test_a_lost_claim_records_nothing(self, ledger, order):
         queue(ledger, order)
         held = claim(ledger, order)
-        assert records.take_over(ledger, order, held.fence, park_at=3, reason="gone") == State.READY
+        assert upkeep.take_over(ledger, order, held.fence, park_at=3, reason="gone") == State.READY
         assert records.done(ledger, held, Done("late"), State.RUNNING) is None
         assert records.done(ledger, held, Done("late", facts={"a": 1}), State.RUNNING) is None
         assert records.retry(ledger, held, "late", 1, None) is None
@@ -217,14 +218,14 @@ class TestRecord:
         advance(ledger, order, 2)
         row = shown(ledger, order)
         assert (row["state"], row["step"], row["awaits"]) == (State.WAITING, "acme.number", "numbered")
-        assert records.signal(ledger, [Signal(order, "numbered", "erp:1", {}, {"erp_number": "SO-1"})]) == [order]
+        assert signals.signal(ledger, [Signal(order, "numbered", "erp:1", {}, {"erp_number": "SO-1"})]) == [order]
         assert shown(ledger, order)["state"] == State.READY
         assert claim(ledger, order).facts == {"erp_number": "SO-1"}
 
     def test_a_signal_during_the_step_before_is_not_missed(self, ledger, order):
         queue(ledger, order)
         held = go_on(ledger, claim(ledger, order))
-        assert records.signal(ledger, [Signal(order, "numbered", "erp:1")]) == []
+        assert signals.signal(ledger, [Signal(order, "numbered", "erp:1")]) == []
         assert go_on(ledger, held).step == "acme.number"
 
     def test_a_step_may_give_the_signal_itself(self, ledger, order):
@@ -234,7 +235,7 @@ class TestRecord:
         assert (following.step, following.facts) == ("acme.number", {"n": 1})
 
     def test_the_last_step_finishes_the_order(self, ledger, order):
-        records.signal(ledger, [Signal(order, "numbered", "erp:1")])
+        signals.signal(ledger, [Signal(order, "numbered", "erp:1")])
         advance(ledger, order, 4)
         row = shown(ledger, order)
         assert (row["state"], row["step"]) == (State.DONE, None)
@@ -248,8 +249,8 @@ class TestRecord:
         assert shown(ledger, order)["awaits"] == "shipped"
 
     def test_signals_of_the_same_source_are_one(self, ledger, order):
-        records.signal(ledger, [Signal(order, "shipped", "erp:7"), Signal(order, "shipped", "erp:7")])
-        records.signal(ledger, [Signal(order, "shipped", "erp:7")])
+        signals.signal(ledger, [Signal(order, "shipped", "erp:7"), Signal(order, "shipped", "erp:7")])
+        signals.signal(ledger, [Signal(order, "shipped", "erp:7")])
         assert len(queries.signals_of(ledger, order, "shipped")) == 1
 
     def test_a_step_in_parts_waits_for_the_next_signal_and_misses_none(self, ledger, order):
@@ -257,9 +258,9 @@ class TestRecord:
         held = claim(ledger, order)
         records.wait_again(ledger, held, "shipped", "1 of 2", {"sent": 1}, more=False)
         assert shown(ledger, order)["state"] == State.WAITING
-        assert records.signal(ledger, [Signal(order, "shipped", "erp:2")]) == [order]
+        assert signals.signal(ledger, [Signal(order, "shipped", "erp:2")]) == [order]
         held = claim(ledger, order)
-        records.signal(ledger, [Signal(order, "shipped", "erp:3")])  # while the step runs
+        signals.signal(ledger, [Signal(order, "shipped", "erp:3")])  # while the step runs
         records.wait_again(ledger, held, "shipped", "2 of 3", {"sent": 2}, more=False)
         row = shown(ledger, order)
         assert (row["state"], row["facts"]) == (State.READY, {"sent": 2})
@@ -268,7 +269,7 @@ class TestRecord:
 class TestInterrupt:
     def test_a_waiting_order_stops_at_once(self, ledger, order):
         advance(ledger, order, 2)
-        assert records.interrupt(ledger, order, "cancelled", CANCEL, State.CANCELLED) == State.READY
+        assert interrupts.interrupt(ledger, order, "cancelled", CANCEL, State.CANCELLED) == State.READY
         assert [row["name"] for row in queries.plan_of(ledger, order)][-1] == "erp.cancel"
         queue(ledger, order)
         records.done(ledger, claim(ledger, order), Done(), State.READY)
@@ -277,46 +278,46 @@ class TestInterrupt:
     def test_a_held_order_stops_when_its_step_has_ended(self, ledger, order):
         queue(ledger, order)
         held = claim(ledger, order)
-        records.interrupt(ledger, order, "cancelled", CANCEL, State.CANCELLED)
+        interrupts.interrupt(ledger, order, "cancelled", CANCEL, State.CANCELLED)
         recorded = records.done(ledger, held, Done(), State.RUNNING)
         assert recorded is not None
         assert recorded.next is None
         assert recorded.interrupt is not None
         assert queries.interrupted(ledger) == [order]
-        records.apply_interrupt(ledger, order)
+        interrupts.apply_interrupt(ledger, order)
         assert shown(ledger, order)["step"] == "erp.cancel"
 
     def test_a_finished_order_stays_finished(self, ledger, order):
-        records.signal(ledger, [Signal(order, "numbered", "erp:1")])
+        signals.signal(ledger, [Signal(order, "numbered", "erp:1")])
         advance(ledger, order, 4)
-        assert records.interrupt(ledger, order, "cancelled", CANCEL, State.CANCELLED) is None
+        assert interrupts.interrupt(ledger, order, "cancelled", CANCEL, State.CANCELLED) is None
 
     def test_it_happens_once(self, ledger, order):
-        records.interrupt(ledger, order, "cancelled", CANCEL, State.CANCELLED)
-        assert records.interrupt(ledger, order, "cancelled", CANCEL, State.CANCELLED) is None
+        interrupts.interrupt(ledger, order, "cancelled", CANCEL, State.CANCELLED)
+        assert interrupts.interrupt(ledger, order, "cancelled", CANCEL, State.CANCELLED) is None
 
 
 class TestRefusal:
     def test_the_order_is_parked_at_the_step_that_put_it_there(self, ledger, order):
         advance(ledger, order, 2)
-        assert records.stop_for_a_person(ledger, order, "erp:9", "unknown product")
+        assert interrupts.stop_for_a_person(ledger, order, "erp:9", "unknown product")
         row = shown(ledger, order)
         assert (row["state"], row["step"], row["error"]) == (State.PARKED, "erp.order", "unknown product")
 
     def test_after_a_replay_the_same_telling_does_not_stop_it_again(self, ledger, order):
         advance(ledger, order, 2)
-        records.stop_for_a_person(ledger, order, "erp:9", "unknown product")
-        records.signal(ledger, [Signal(order, "refused", "erp:9")])
-        records.replay(ledger, order, shown(ledger, order)["version"], None, "ada")
-        assert not records.stop_for_a_person(ledger, order, "erp:9", "unknown product")
+        interrupts.stop_for_a_person(ledger, order, "erp:9", "unknown product")
+        signals.signal(ledger, [Signal(order, "refused", "erp:9")])
+        by_hand.replay(ledger, order, shown(ledger, order)["version"], None, "ada")
+        assert not interrupts.stop_for_a_person(ledger, order, "erp:9", "unknown product")
         assert shown(ledger, order)["state"] == State.READY
 
     def test_a_held_order_is_parked_when_its_step_has_ended(self, ledger, order):
         queue(ledger, order)
         held = go_on(ledger, claim(ledger, order))
-        records.stop_for_a_person(ledger, order, "erp:9", "credit limit")
+        interrupts.stop_for_a_person(ledger, order, "erp:9", "credit limit")
         records.done(ledger, held, Done(), State.RUNNING)
-        records.apply_interrupt(ledger, order)
+        interrupts.apply_interrupt(ledger, order)
         assert (shown(ledger, order)["state"], shown(ledger, order)["step"]) == (State.PARKED, "erp.order")
 
 
@@ -324,8 +325,8 @@ class TestReplay:
     def test_it_refuses_an_order_that_moved_on(self, ledger, order):
         version = shown(ledger, order)["version"]
         queue(ledger, order)
-        with pytest.raises(records.MovedOn):
-            records.replay(ledger, order, version, None, "ada")
+        with pytest.raises(by_hand.MovedOn):
+            by_hand.replay(ledger, order, version, None, "ada")
 
     def test_of_two_operators_one_replays(self, ledger, order):
         queue(ledger, order)
@@ -334,8 +335,8 @@ class TestReplay:
 
         def replay(who: str) -> bool:
             try:
-                records.replay(ledger, order, version, None, who)
-            except records.MovedOn:
+                by_hand.replay(ledger, order, version, None, who)
+            except by_hand.MovedOn:
                 return False
             return True
 
@@ -343,15 +344,15 @@ class TestReplay:
             assert sorted(pool.map(replay, ["ada", "ben"])) == [False, True]
 
     def test_a_replayed_step_looks_first(self, ledger, order):
-        records.signal(ledger, [Signal(order, "numbered", "erp:1")])
+        signals.signal(ledger, [Signal(order, "numbered", "erp:1")])
         advance(ledger, order, 4)
-        records.replay(ledger, order, shown(ledger, order)["version"], 2, "ada")
+        by_hand.replay(ledger, order, shown(ledger, order)["version"], 2, "ada")
         assert claim(ledger, order).tries > 1
 
 
 class TestTakeover:
     def test_a_silent_workers_order_is_found(self, ledger, order):
-        records.beat(ledger, "w1")
+        upkeep.beat(ledger, "w1")
         queue(ledger, order)
         held = claim(ledger, order)
         assert queries.orphans(ledger) == []
@@ -363,67 +364,67 @@ class TestTakeover:
     def test_the_next_try_looks_first(self, ledger, order):
         queue(ledger, order)
         held = claim(ledger, order)
-        records.take_over(ledger, order, held.fence, park_at=3, reason="gone")
+        upkeep.take_over(ledger, order, held.fence, park_at=3, reason="gone")
         assert claim(ledger, order).tries == 2
 
     def test_the_third_worker_lost_on_a_step_parks_the_order(self, ledger, order):
         for state in (State.READY, State.READY, State.PARKED):
             if state is State.PARKED:
-                (sent,) = records.take_suspect(ledger, "acme", "acme:default")
+                (sent,) = sending.take_suspect(ledger, "acme", "acme:default")
                 assert sent.order_id == order
             else:
                 queue(ledger, order)
             held = claim(ledger, order)
-            assert records.take_over(ledger, order, held.fence, park_at=3, reason="gone") == state
+            assert upkeep.take_over(ledger, order, held.fence, park_at=3, reason="gone") == state
         assert "3 workers" in shown(ledger, order)["error"]
 
     def test_suspects_go_one_at_a_time(self, ledger):
-        ids = records.take_in(ledger, "acme", [arrival("1"), arrival("2")]).new
+        ids = intake.take_in(ledger, "acme", [arrival("1"), arrival("2")]).new
         with ledger.statement() as connection:
             connection.execute(update(orders).values(crashes=2))
-        assert records.take_ready(ledger, "acme", "acme:default", 10) == []
-        assert len(records.take_suspect(ledger, "acme", "acme:default")) == 1
-        assert records.take_suspect(ledger, "acme", "acme:default") == []
+        assert sending.take_ready(ledger, "acme", "acme:default", 10) == []
+        assert len(sending.take_suspect(ledger, "acme", "acme:default")) == 1
+        assert sending.take_suspect(ledger, "acme", "acme:default") == []
         assert len(ids) == 2
 
 
 class TestTicks:
     def test_one_worker_does_a_tick_and_not_before_its_time(self, ledger):
         with ThreadPoolExecutor(6) as pool:
-            assert sum(pool.map(lambda n: records.take_tick(ledger, "poll", 3600, f"w{n}"), range(6))) == 1
+            assert sum(pool.map(lambda n: upkeep.take_tick(ledger, "poll", 3600, f"w{n}"), range(6))) == 1
 
     def test_a_tick_at_work_is_not_done_twice(self, ledger):
-        records.beat(ledger, "w1")
-        assert records.take_tick(ledger, "poll", 0, "w1")
-        assert not records.take_tick(ledger, "poll", 0, "w2")
-        records.end_tick(ledger, "poll", "w1")
-        assert records.take_tick(ledger, "poll", 0, "w2")
+        upkeep.beat(ledger, "w1")
+        assert upkeep.take_tick(ledger, "poll", 0, "w1")
+        assert not upkeep.take_tick(ledger, "poll", 0, "w2")
+        upkeep.end_tick(ledger, "poll", "w1")
+        assert upkeep.take_tick(ledger, "poll", 0, "w2")
 
     def test_a_dead_workers_tick_is_taken_over(self, ledger):
-        assert records.take_tick(ledger, "poll", 0, "never-seen")
-        assert records.take_tick(ledger, "poll", 0, "w2")
+        assert upkeep.take_tick(ledger, "poll", 0, "never-seen")
+        assert upkeep.take_tick(ledger, "poll", 0, "w2")
 
 
 class TestGates:
     def test_one_alert_and_longer_closures(self, ledger):
-        assert records.close_gate(ledger, "erp", 0, "down")
-        assert not records.close_gate(ledger, "erp", 3600, "still down")
-        assert not records.close_gate(ledger, "erp", 7200, "counted once while closed")
+        assert remotes.close_gate(ledger, "erp", 0, "down")
+        assert not remotes.close_gate(ledger, "erp", 3600, "still down")
+        assert not remotes.close_gate(ledger, "erp", 7200, "counted once while closed")
         gate = queries.closed_gates(ledger)["erp"]
         assert (gate.closed, gate.closures, gate.reason) == (True, 2, "still down")
 
     def test_a_success_opens_it_but_not_before_the_time_the_remote_asked_for(self, ledger):
-        records.close_gate(ledger, "erp", 3600, "too many requests")
-        assert not records.open_gate(ledger, "erp")
+        remotes.close_gate(ledger, "erp", 3600, "too many requests")
+        assert not remotes.open_gate(ledger, "erp")
         assert queries.closed_gates(ledger)["erp"].closed
-        records.close_gate(ledger, "shop", 0, "down")
-        assert records.open_gate(ledger, "shop")
+        remotes.close_gate(ledger, "shop", 0, "down")
+        assert remotes.open_gate(ledger, "shop")
         assert list(queries.closed_gates(ledger)) == ["erp"]
 
     def test_calls_are_spaced_for_all_workers_together(self, ledger):
-        waits = [records.take_call(ledger, "erp", 1.0, 2.5) for _ in range(4)]
+        waits = [remotes.take_call(ledger, "erp", 1.0, 2.5) for _ in range(4)]
         assert waits[0] == 0.0
         assert 0.5 < waits[1] <= 1.0
         assert 1.5 < waits[2] <= 2.0
         assert 2.5 < waits[3] <= 3.0  # more than the longest wait: not reserved
-        assert records.take_call(ledger, "erp", 1.0, 2.5) <= waits[3]
+        assert remotes.take_call(ledger, "erp", 1.0, 2.5) <= waits[3]

@@ -16,10 +16,11 @@ from sqlalchemy import URL, insert, literal, select, update
 from databases.clock import later, now
 from erp.port import open_erp
 from erp.sql_tables import erp_event, erp_order, erp_order_line
-from ledger import queries, records
+from ledger import by_hand, intake, queries, records, sending
 from ledger.connection import Ledger
 from ledger.models import events, gates, orders, ticks
-from ledger.records import Claim, ToSend
+from ledger.records import Claim
+from ledger.sending import ToSend
 from orders.arrival import Arrival
 from orders.outcomes import Planned
 from orders.states import State
@@ -245,7 +246,7 @@ class Driver(Look):
     def replay(self, number: object, *, position: int | None = None) -> None:
         """An operator's order to try again."""
         row = self.order(number)
-        records.replay(self.ledger, row["id"], row["version"], position, "ann")
+        by_hand.replay(self.ledger, row["id"], row["version"], position, "ann")
 
     def reference(self, number: object) -> str:
         """The name that the ERP knows an order by."""
@@ -397,14 +398,14 @@ class Acme(Look):
     def take_in(self, *external_ids: object, account: str = "north", plan: tuple[Planned, ...]) -> list[int]:
         """New orders; their ids."""
         rows = [Arrival(account, str(name), f"row:{name}", "row", "{}", plan) for name in external_ids]
-        return list(records.take_in(self.ledger, "acme", rows).new)
+        return list(intake.take_in(self.ledger, "acme", rows).new)
 
     def worker(self, name: str = "w1", *, window: int = 16) -> Worker:
         return Worker(self.fleet, name, window=window)
 
     def claim(self, order: int, worker: str = "w1") -> Claim:
         """Hold an order at its current step, as a worker does."""
-        records.take_ready_orders(self.ledger, [order])
+        sending.take_ready_orders(self.ledger, [order])
         row = queries.find_order(self.ledger, str(order))[0]
         claim = records.claim(self.ledger, order, row["position"], row["step"], worker)
         assert claim is not None

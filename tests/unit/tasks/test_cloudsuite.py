@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 import pytest
 from flask import Flask, request
 
-from ledger import queries, records
-from ledger.records import Signal
+from ledger import by_hand, intake, queries, signals
+from ledger.signals import Signal
 from orders.arrival import Arrival
 from orders.outcomes import Planned
 from sandbox import cloudsuite
@@ -162,9 +162,9 @@ def test_trap_02_the_put_loses_nothing(driver):
 
 def test_trap_03_what_is_not_there_is_never_put(driver):
     plan = (Planned("cloudsuite.lines", awaits="numbered"),)
-    order = records.take_in(driver.ledger, "cloudsuite", [Arrival("default", "99", "row:99", "row", "{}", plan)]).new[0]
+    order = intake.take_in(driver.ledger, "cloudsuite", [Arrival("default", "99", "row:99", "row", "{}", plan)]).new[0]
     facts = {"erp_number": "SO-9", "erp_lines": {"1": 10}}
-    records.signal(driver.ledger, [Signal(order, "numbered", "erp:9", {}, facts)])
+    signals.signal(driver.ledger, [Signal(order, "numbered", "erp:9", {}, facts)])
     driver.go()
     assert driver.state(99) == "parked"
     assert "404" in driver.order(99)["error"]
@@ -216,7 +216,7 @@ def test_trap_05_once_a_day_the_date_is_left_out(driver):
     name = "cloudsuite.poll:default"
     assert known(driver, late) == []
     kept = json.loads(queries.cursor(driver.ledger, name) or "")
-    records.move_cursor(driver.ledger, name, json.dumps(kept | {"full_at": "2026-01-01T00:00:00+00:00"}))
+    signals.move_cursor(driver.ledger, name, json.dumps(kept | {"full_at": "2026-01-01T00:00:00+00:00"}))
     driver.poll()
     assert known(driver, late) == [late]
     again = json.loads(queries.cursor(driver.ledger, name) or "")
@@ -527,7 +527,7 @@ def test_a_cancelled_payment_says_what_to_do_and_is_looked_at_again(driver):
 def test_an_operators_release_passes_the_gate(driver, status):
     number = driver.take_in(payment_status=status)
     driver.go()
-    records.release(driver.ledger, driver.order(number)["id"], "cloudsuite.fetch", "ann")
+    by_hand.release(driver.ledger, driver.order(number)["id"], "cloudsuite.fetch", "ann")
     finish(driver, number)
     assert driver.state(number) == "done"
     assert len(driver.in_erp(number)) == 1

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ledger import queries, records
+from ledger import intake, queries, remotes, sending, upkeep
 from orders.arrival import Arrival
 from orders.outcomes import Done, Planned
 from tasks.dispatch import Dispatcher
@@ -23,7 +23,7 @@ def sent(acme: Acme, worker: Worker) -> Counter[str]:
 
 def half_open(acme: Acme, worker: Worker, lane: str = "acme:north") -> None:
     """The lane was closed, and its time is over."""
-    records.close_gate(acme.ledger, lane, 60.0, "down")
+    remotes.close_gate(acme.ledger, lane, 60.0, "down")
     acme.time_passes()
     worker.gates.refresh()
 
@@ -49,7 +49,7 @@ class TestWindow:
         dispatcher = Dispatcher(acme.ledger, worker.gates, lanes, lambda system, run: taken.append(system), window=4)
         for system in ("acme", "other"):
             rows = [Arrival("north", str(n), f"row:{n}", "row", "{}", ONE) for n in range(10)]
-            records.take_in(acme.ledger, system, rows)
+            intake.take_in(acme.ledger, system, rows)
         assert dispatcher.fill() == 8
         assert Counter(taken) == {"acme": 4, "other": 4}
 
@@ -127,7 +127,7 @@ class TestTrouble:
         acme.take_in(*range(20), plan=ONE)
         acme.take_in(*range(20, 24), account="south", plan=ONE)
         worker = acme.worker(window=16)
-        records.close_gate(acme.ledger, "acme:north", 60.0, "down")
+        remotes.close_gate(acme.ledger, "acme:north", 60.0, "down")
         worker.gates.refresh()
         worker.dispatcher.fill()
         assert sent(acme, worker) == {"south": 4}
@@ -188,11 +188,11 @@ class TestBrokerAway:
         class TwoMore:
             """The broker goes away after two messages."""
 
-            def append(self, run: records.ToSend) -> None:
+            def append(self, run: sending.ToSend) -> None:
                 messages.append(run)
                 worker.broker_away = len(messages) == 2
 
-        messages: list[records.ToSend] = []
+        messages: list[sending.ToSend] = []
         worker.queue = TwoMore()
         assert worker.dispatcher.fill() == 2
         states = Counter(acme.state(number) for number in range(6))
@@ -228,7 +228,7 @@ class TestSendNow:
     def test_while_a_remote_is_in_trouble_all_wait_for_their_turn(self, acme, lane, half):
         orders = acme.take_in(*range(5), plan=ONE)
         worker = acme.worker()
-        records.close_gate(acme.ledger, lane, 60.0, "down")
+        remotes.close_gate(acme.ledger, lane, 60.0, "down")
         worker.gates.refresh()
         if half:
             half_open(acme, worker, lane)
@@ -244,10 +244,10 @@ class TestSuspects:
         for order in orders:
             for crash in range(2):
                 claim = acme.claim(order, f"dead{crash}")
-                assert records.take_over(acme.ledger, order, claim.fence, park_at=9, reason="died") == "ready"
+                assert upkeep.take_over(acme.ledger, order, claim.fence, park_at=9, reason="died") == "ready"
         assert worker.dispatcher.fill() == 0
         assert [worker.dispatcher.send_suspect(), worker.dispatcher.send_suspect()] == [1, 0]
         assert [run.order_id for run in worker.queue] == [orders[0]]
-        records.close_gate(acme.ledger, "acme:north", 60.0, "down")
+        remotes.close_gate(acme.ledger, "acme:north", 60.0, "down")
         worker.gates.refresh()
         assert worker.dispatcher.send_suspect() == 0

@@ -11,7 +11,7 @@ from sqlalchemy import insert
 from databases.clock import now
 from erp.port import ErpOrder, Stage
 from erp.sql_tables import erp_event
-from ledger import queries, records
+from ledger import queries, records, signals
 from ledger.connection import Ledger
 from orders.model import Line, Order
 from orders.outcomes import Done, Planned
@@ -104,7 +104,7 @@ class TestDraft:
         found = acme.fleet.erp.find("acme:north:1")
         assert found is not None
         assert found.stage is Stage.DRAFT
-        records.signal(acme.ledger, [records.Signal(acme.order(1)["id"], "accepted", "test")])
+        signals.signal(acme.ledger, [signals.Signal(acme.order(1)["id"], "accepted", "test")])
         worker.work()
         found = acme.fleet.erp.find("acme:north:1")
         assert found is not None

@@ -3,7 +3,7 @@
 import pytest
 from structlog.testing import capture_logs
 
-from ledger import queries, records
+from ledger import queries, remotes
 from orders.errors import Misconfigured, Refused, TryLater, Unavailable
 from tasks.bulkhead import Bulkhead
 from tasks.gates import MOST_FAULTS, Gates
@@ -47,7 +47,7 @@ def test_it_does_not_open_while_the_remotes_retry_after_runs(acme_on_both):
     gates.failed(LANE, Unavailable("429", after=60.0, status=429))
     gates.answered(LANE)  # a call that left before the remote had enough
     assert gates.closed(LANE) == "429"
-    assert not records.open_gate(acme.ledger, LANE)
+    assert not remotes.open_gate(acme.ledger, LANE)
     assert gates_of(acme).closed(LANE) == "429"
     assert 50 < seconds_closed(acme) <= 60
 

@@ -3,10 +3,10 @@
 import pytest
 from sqlalchemy import select
 
-from ledger import queries, records
+from ledger import intake, queries, signals
 from ledger.models import events
 from ledger.queries import Known
-from ledger.records import Signal
+from ledger.signals import Signal
 from orders.arrival import Arrival
 from orders.errors import Refused, TryLater, Unavailable
 from orders.outcomes import Again, Done, Planned
@@ -19,9 +19,9 @@ from tests.unit.tasks.conftest import Acme
 PLAN = (Planned("acme.wait", awaits="done"),)
 
 
-def news_of(acme: Acme, external_id: str, number: int = 1, account: str = "north") -> records.TakenIn:
+def news_of(acme: Acme, external_id: str, number: int = 1, account: str = "north") -> intake.TakenIn:
     arrival = Arrival(account, external_id, f"hook:{external_id}:{number}", "hook", "{}", PLAN, news=True)
-    return records.take_in(acme.ledger, "acme", [arrival])
+    return intake.take_in(acme.ledger, "acme", [arrival])
 
 
 def visit(acme: Acme, account: str = "north") -> Visit:
@@ -69,7 +69,7 @@ def test_a_later_event_has_the_order_read_once(acme_on_both):
 
 
 def test_an_event_of_an_unknown_order_without_a_plan_is_kept_and_nobodys_news(acme):
-    taken = records.take_in(acme.ledger, "acme", [Arrival("north", None, "ping:1", "ping", "{}", (), news=True)])
+    taken = intake.take_in(acme.ledger, "acme", [Arrival("north", None, "ping:1", "ping", "{}", (), news=True)])
     assert (taken.events, taken.new, taken.news) == (1, (), frozenset())
     assert read_news(visit(acme), Reviewer()) == 0
 
@@ -159,7 +159,7 @@ def test_either_of_two_signals_is_enough(acme_on_both):
     acme.step("acme.end", lambda job, account: Done())
     plan = (Planned("acme.first"), Planned("acme.end", awaits="completed|shipped"))
     early, late, other = acme.take_in("early", "late", "other", plan=plan)
-    records.signal(acme.ledger, [Signal(early, "shipped", "erp:1")])
+    signals.signal(acme.ledger, [Signal(early, "shipped", "erp:1")])
     worker = acme.worker()
     worker.work()
     assert {name: acme.state(name) for name in ("early", "late", "other")} == {
@@ -167,8 +167,8 @@ def test_either_of_two_signals_is_enough(acme_on_both):
         "late": State.WAITING,
         "other": State.WAITING,
     }
-    assert records.signal(acme.ledger, [Signal(late, "completed", "erp:2")]) == [late]
-    assert records.signal(acme.ledger, [Signal(other, "numbered", "erp:3")]) == []
+    assert signals.signal(acme.ledger, [Signal(late, "completed", "erp:2")]) == [late]
+    assert signals.signal(acme.ledger, [Signal(other, "numbered", "erp:3")]) == []
     worker.work()
     assert (acme.state("late"), acme.state("other")) == (State.DONE, State.WAITING)
 
@@ -178,10 +178,10 @@ def test_a_part_is_not_the_whole_and_the_other_signal_still_counts(acme):
     acme.step("acme.end", lambda job, account: next(ends))
     (order,) = acme.take_in("7", plan=(Planned("acme.end", awaits="completed|shipped"),))
     worker = acme.worker()
-    records.signal(acme.ledger, [Signal(order, "shipped", "erp:1")])
+    signals.signal(acme.ledger, [Signal(order, "shipped", "erp:1")])
     worker.work()
     assert acme.state("7") == State.WAITING
-    records.signal(acme.ledger, [Signal(order, "completed", "erp:2")])
+    signals.signal(acme.ledger, [Signal(order, "completed", "erp:2")])
     worker.work()
     assert acme.state("7") == State.DONE
 
@@ -217,7 +217,7 @@ def test_a_step_that_waited_for_a_signal_goes_on_by_itself_too(acme_on_both):
     ends = iter([Again("shipped", "half of it", after=60.0), Done()])
     acme.step("acme.end", lambda job, account: next(ends))
     (order,) = acme.take_in("7", plan=(Planned("acme.end", awaits="completed|shipped"),))
-    records.signal(acme.ledger, [Signal(order, "shipped", "erp:1")])
+    signals.signal(acme.ledger, [Signal(order, "shipped", "erp:1")])
     worker = acme.worker()
     worker.work()
     assert acme.state("7") == State.WAITING
@@ -233,7 +233,7 @@ def test_a_signal_comes_sooner_than_the_time(acme):
     (order,) = acme.take_in("7", plan=(Planned("acme.track"),))
     worker = acme.worker()
     worker.work()
-    records.signal(acme.ledger, [Signal(order, "done", "operator:1")])
+    signals.signal(acme.ledger, [Signal(order, "done", "operator:1")])
     worker.work()
     assert acme.state("7") == State.DONE
 

@@ -17,7 +17,7 @@ from sqlalchemy import literal, select, update
 from clients.base import StaticToken
 from clients.partner import Login, Partner
 from databases.clock import later
-from ledger import intents, queries, records
+from ledger import by_hand, intake, intents, queries, records, sending
 from ledger.models import inbound_images, orders
 from orders.arrival import Arrival
 from orders.errors import Fenced, Misconfigured, Refused, StepError
@@ -107,7 +107,7 @@ class Bookings(Driver):
     def resume(self, number: int) -> None:
         """The message of a step that was held is lost: the order may go again at once."""
         self.time_passes()
-        records.resend(self.ledger, [self.order(number)["id"]], lost=True)
+        sending.resend(self.ledger, [self.order(number)["id"]], lost=True)
 
     # -- and go out
 
@@ -467,7 +467,7 @@ def test_trap_11_of_two_bookings_that_may_be_it_none_is_taken(bookings: Bookings
     other = bookings.add()
     bookings.go()
     assert bookings.facts(other)["booking_id"] == 2
-    records.replay(bookings.ledger, foreseen.order["id"], bookings.order(number)["version"], None, "ann")
+    by_hand.replay(bookings.ledger, foreseen.order["id"], bookings.order(number)["version"], None, "ann")
     bookings.go()
     assert bookings.state(number) == "in_doubt"
     assert "others may have been booked since: 1, 0." in bookings.order(number)["error"]
@@ -709,7 +709,7 @@ def test_the_slot_that_the_erp_was_told_is_the_dearest(bookings_with: Callable[.
 
 def test_an_order_that_did_not_come_in_at_our_door(bookings: Bookings):
     arrival = Arrival("default", "77", "row:77", "row", "{}", (Planned("partner.book"),))
-    records.take_in(bookings.ledger, "partner", [arrival])
+    intake.take_in(bookings.ledger, "partner", [arrival])
     bookings.go()
     assert "nobody knows what is to be booked" in bookings.order(77)["error"]
 

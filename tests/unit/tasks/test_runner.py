@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import update
 from structlog.testing import capture_logs
 
-from ledger import queries, records
+from ledger import interrupts, leases, queries, records, remotes, signals, upkeep
 from ledger.models import orders
 from orders import backoff
 from orders.errors import Fenced, InDoubt, Misconfigured, Refused, TryLater, Unavailable, Unclear
@@ -75,7 +75,7 @@ class TestGood:
         worker = acme.worker()
         for source in ("first", "second"):
             assert acme.state(1) == "waiting"
-            records.signal(acme.ledger, [records.Signal(order, "told", source)])
+            signals.signal(acme.ledger, [signals.Signal(order, "told", source)])
             worker.work()
         assert acme.attempts(1) == [("acme.one", "partly"), ("acme.one", "done"), ("acme.two", "done")]
 
@@ -101,7 +101,7 @@ class TestGood:
     def test_an_interrupt_stops_between_two_fused_steps(self, acme):
         def interrupted(job: Job, partner: Any) -> Done:
             rest = (Planned("erp.cancel"),)
-            records.interrupt(acme.ledger, job.claim.id, "cancelled there", rest, State.CANCELLED)
+            interrupts.interrupt(acme.ledger, job.claim.id, "cancelled there", rest, State.CANCELLED)
             return Done()
 
         acme.step("acme.one", interrupted)
@@ -234,7 +234,7 @@ class TestRemoteAsAWhole:
         calls: list[int] = []
 
         def into_trouble(job: Job, partner: Any) -> Done:
-            records.close_gate(acme.ledger, "acme:north", 60.0, "down")
+            remotes.close_gate(acme.ledger, "acme:north", 60.0, "down")
             if half_open:
                 acme.time_passes()
             worker.gates.refresh()
@@ -415,7 +415,7 @@ class TestFenced:
         successor: list[records.Claim] = []
 
         def slow(job: Job, partner: Any) -> Any:
-            state = records.take_over(acme.ledger, job.claim.id, job.claim.fence, park_at=9, reason="slow")
+            state = upkeep.take_over(acme.ledger, job.claim.id, job.claim.fence, park_at=9, reason="slow")
             assert state == "ready"
             successor.append(acme.claim(job.claim.id, "w2"))
             return function(job, partner)
@@ -440,7 +440,7 @@ class TestFenced:
         driver.go(hold=["cloudsuite.state"], erp=False)
         row = driver.order(number)
         claim = records.claim(driver.ledger, row["id"], row["position"], row["step"], "w1")
-        driver.worker.pulse._last -= records.WORKER_LEASE
+        driver.worker.pulse._last -= leases.WORKER_LEASE
         ending = driver.worker.runner.run(claim, lambda position, step: State.READY)
         assert ending.kind == "fenced"
         assert not driver.effects(number)

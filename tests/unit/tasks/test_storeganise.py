@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from flask import request
 
-from ledger import queries, records
+from ledger import intake, queries, records, sending, signals
 from ledger.records import Claim
 from orders.arrival import Arrival
 from orders.errors import Misconfigured, Refused, TryLater, Unclear
@@ -254,7 +254,7 @@ def test_trap_01_both_halves_of_each_step_and_the_command_first(warehouse, step)
 def test_trap_01_a_worker_that_dies_after_both_halves_makes_neither_again(warehouse, step):
     order_id = warehouse.stand_before(step)
     warehouse.tell(order_id, SIGNALS[step], **warehouse.data(order_id, step))
-    records.take_ready_orders(warehouse.ledger, [warehouse.order(order_id)["id"]])
+    sending.take_ready_orders(warehouse.ledger, [warehouse.order(order_id)["id"]])
     warehouse.dies_at(order_id)
     before = warehouse.effects(order_id)
     warehouse.go_on(1)
@@ -297,7 +297,7 @@ def test_trap_01_whatever_becomes_of_an_answer_each_effect_is_there_once(warehou
 def hear(driver: Warehouse, external_id: str, key: str = "hook:1") -> None:
     """What a webhook that names only a job has taken in."""
     plan = (Planned("storeganise.resolve"),)
-    records.take_in(
+    intake.take_in(
         driver.ledger,
         "storeganise",
         [Arrival("default", external_id, key, "job.valetOrder.created", json.dumps({"key": key}), plan, news=True)],
@@ -617,9 +617,7 @@ def test_trap_14_what_is_true_is_read_whatever_the_events_say(warehouse):
     plan = (Planned("storeganise.fetch"), Planned("erp.order"))
     for number, kind in enumerate(("completed", "cancelled", "started")):
         key, kind = f"hook:{number}", f"job.valetOrder.{kind}"
-        records.take_in(
-            warehouse.ledger, "storeganise", [Arrival("default", order_id, key, kind, key, plan, news=True)]
-        )
+        intake.take_in(warehouse.ledger, "storeganise", [Arrival("default", order_id, key, kind, key, plan, news=True)])
         warehouse.read_news()
     warehouse.go(erp=False)
     warehouse.read_news()
@@ -1069,7 +1067,7 @@ def test_completed_before_we_ever_saw_it(warehouse):
     warehouse.poll()
     assert queries.listing(warehouse.ledger, queries.Filter()) == []
     plan = (Planned("storeganise.fetch"), Planned("erp.order"))
-    records.take_in(warehouse.ledger, "storeganise", [Arrival("default", order_id, "hook:1", "x", "{}", plan)])
+    intake.take_in(warehouse.ledger, "storeganise", [Arrival("default", order_id, "hook:1", "x", "{}", plan)])
     warehouse.go(erp=False)
     assert (warehouse.state(order_id), warehouse.error(order_id)) == ("ignored", "is completed already, and not by us")
     assert not warehouse.in_erp(order_id)
@@ -1150,7 +1148,7 @@ def set_back(driver: Warehouse, name: str, **ago: float) -> None:
     """The poll's cursor as it was some time ago."""
     kept = cursor(driver)
     then = datetime.fromisoformat(kept[name]) - timedelta(**ago)
-    records.move_cursor(driver.ledger, "storeganise.poll:default", json.dumps(kept | {name: then.isoformat()}))
+    signals.move_cursor(driver.ledger, "storeganise.poll:default", json.dumps(kept | {name: then.isoformat()}))
 
 
 def stamp(driver: Warehouse, **ahead: float) -> str:

@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import literal, update
 
 from databases.clock import later
-from ledger import queries, records
+from ledger import interrupts, leases, queries, records, remotes, upkeep
 from ledger.models import orders, workers
 from orders import backoff
 from orders.outcomes import Done, Planned
@@ -18,7 +18,7 @@ ONE = (Planned("acme.one"),)
 def is_silent(acme: Acme, worker: str) -> None:
     """This worker gave its last sign of life longer ago than its lease lasts."""
     with acme.ledger.transaction() as connection:
-        long_ago = later(literal(-records.WORKER_LEASE - 1.0))
+        long_ago = later(literal(-leases.WORKER_LEASE - 1.0))
         connection.execute(update(workers).where(workers.c.name == worker).values(seen_at=long_ago))
 
 
@@ -173,13 +173,13 @@ class TestBrokerAway:
     def test_a_holder_whose_end_was_lost_takes_its_own_turn_again(self, acme):
         acme.worker("w1")
         other = acme.worker("w2")
-        assert records.take_tick(acme.ledger, "sweep", 1.0, "w1")  # and its connection is gone
+        assert upkeep.take_tick(acme.ledger, "sweep", 1.0, "w1")  # and its connection is gone
         acme.time_passes()
-        assert not records.take_tick(acme.ledger, "sweep", 1.0, "w2")
-        assert records.take_tick(acme.ledger, "sweep", 1.0, "w1")
+        assert not upkeep.take_tick(acme.ledger, "sweep", 1.0, "w2")
+        assert upkeep.take_tick(acme.ledger, "sweep", 1.0, "w1")
         is_silent(acme, "w1")
         acme.time_passes()
-        assert records.take_tick(acme.ledger, "sweep", 1.0, other.pulse.worker)
+        assert upkeep.take_tick(acme.ledger, "sweep", 1.0, other.pulse.worker)
 
 
 class TestTurns:
@@ -199,7 +199,7 @@ class TestTurns:
 
     def test_every_turn_learns_which_remotes_are_closed(self, acme):
         worker = acme.worker()
-        records.close_gate(acme.ledger, "acme:north", 60.0, "down")
+        remotes.close_gate(acme.ledger, "acme:north", 60.0, "down")
         assert worker.gates.closed("acme:north") is None
         worker.sweep.run()
         assert worker.gates.closed("acme:north") == "down"
@@ -207,7 +207,7 @@ class TestTurns:
     def test_interrupts_that_nobody_applied(self, acme):
         (order,) = acme.take_in(1, plan=ONE)
         claim = acme.claim(order)
-        records.interrupt(acme.ledger, order, "cancelled there", (), State.CANCELLED)
+        interrupts.interrupt(acme.ledger, order, "cancelled there", (), State.CANCELLED)
         records.park(acme.ledger, claim, "no such product", 400)  # and the worker is killed here
         acme.worker().sweep.run()
         assert acme.state(1) == "cancelled"
@@ -237,7 +237,7 @@ class TestTurns:
         for order in numbers:
             for crash in range(2):
                 claim = acme.claim(order, f"dead{crash}")
-                records.take_over(acme.ledger, order, claim.fence, park_at=9, reason="died")
+                upkeep.take_over(acme.ledger, order, claim.fence, park_at=9, reason="died")
         for _ in range(3):
             worker.sweep.run()
             acme.ticks_are_due()

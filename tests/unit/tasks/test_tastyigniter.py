@@ -13,7 +13,7 @@ from flask import Response, request
 from sqlalchemy import select, update
 from werkzeug.datastructures import ImmutableMultiDict
 
-from ledger import queries, records
+from ledger import intake, queries, records, sending, signals
 from ledger.models import documents, events, orders
 from ledger.records import Claim
 from orders.arrival import Arrival
@@ -69,7 +69,7 @@ class Restaurant(Driver):
     def resume(self, number: int) -> None:
         """The message of a step that was held is lost: the order may go again at once."""
         self.time_passes()
-        records.resend(self.ledger, [self.order(number)["id"]], lost=True)
+        sending.resend(self.ledger, [self.order(number)["id"]], lost=True)
 
     def finished(self, **specification: Any) -> int:
         number = self.take_in(**specification)
@@ -108,7 +108,7 @@ class Restaurant(Driver):
     def keep(self, **values: Any) -> None:
         """Change what the poll remembers."""
         known = json.loads(queries.cursor(self.ledger, CURSOR) or "{}")
-        records.move_cursor(self.ledger, CURSOR, json.dumps(known | values))
+        signals.move_cursor(self.ledger, CURSOR, json.dumps(known | values))
 
     def visit(self) -> Visit:
         return Visit(self.ledger, self.fleet.accounts["tastyigniter", "default"])
@@ -277,7 +277,7 @@ def test_trap_03_a_worker_dies_after_its_effect_and_before_its_record(restaurant
     else:
         restaurant.worker.dispatcher.fill()
     assert restaurant.order(number)["step"] == step
-    records.take_ready_orders(restaurant.ledger, [restaurant.order(number)["id"]])
+    sending.take_ready_orders(restaurant.ledger, [restaurant.order(number)["id"]])
     restaurant.dies_at(number)
     restaurant.worker.queue.clear()
     restaurant.go_on(ships=True)
@@ -527,7 +527,7 @@ def test_trap_04_status_9_is_written_once(restaurant, lost):
         restaurant.fail("lost_answer", "PATCH", times=1)
         restaurant.go()
     else:
-        records.take_ready_orders(restaurant.ledger, [restaurant.order(number)["id"]])
+        sending.take_ready_orders(restaurant.ledger, [restaurant.order(number)["id"]])
         restaurant.dies_at(number)
         restaurant.worker.queue.clear()
     restaurant.go_on()
@@ -754,7 +754,7 @@ def early_hint(driver: Restaurant, number: int) -> None:
     """An event of an order whose checkout is not finished, as `status_added` may be."""
     key, plan = f"status_added:{number}", (Planned("tastyigniter.fetch"),)
     hint = Arrival("default", str(number), key, "webhook.status_added", "{}", plan, news=True)
-    records.take_in(driver.ledger, "tastyigniter", [hint])
+    intake.take_in(driver.ledger, "tastyigniter", [hint])
     driver.go()
 
 

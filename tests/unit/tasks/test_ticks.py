@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from ledger import queries, records
+from ledger import intake, queries, remotes
 from orders.arrival import Arrival
 from orders.errors import Refused, TryLater, Unavailable
 from orders.outcomes import Planned
@@ -24,7 +24,7 @@ def polled_by(acme: Acme, poll: Callable[[Visit], None], *names: str) -> list[Wo
 
 
 def takes_in(visit: Visit) -> None:
-    records.take_in(visit.ledger, "acme", [Arrival(visit.account.name, "1", "row:1", "row", "{}", PLAN)])
+    intake.take_in(visit.ledger, "acme", [Arrival(visit.account.name, "1", "row:1", "row", "{}", PLAN)])
 
 
 def test_what_a_poll_takes_in_is_sent_at_once(acme_on_both):
@@ -142,7 +142,7 @@ def test_a_system_that_only_pushes_has_no_poll(acme):
 
 def test_the_feed_is_left_alone_while_the_erp_is_down(acme):
     worker = acme.worker()
-    records.close_gate(acme.ledger, "erp", 60.0, "the ERP is down")
+    remotes.close_gate(acme.ledger, "erp", 60.0, "the ERP is down")
     worker.gates.refresh()
     assert worker.ticks.feed() == "not done: the ERP is down"
 

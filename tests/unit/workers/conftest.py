@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ledger import queries, records
+from ledger import intake, queries, records, sending
 from ledger.connection import Ledger
 from orders.arrival import Arrival
 from orders.outcomes import Done
@@ -43,14 +43,14 @@ class Desk:
 
     def _take_in(self, external_id: str, account: str, system: str) -> int:
         row = Arrival(account, external_id, f"row:{external_id}", "row", "{}", PLAN, f"R-{external_id}")
-        return records.take_in(self.ledger, system, [row]).new[0]
+        return intake.take_in(self.ledger, system, [row]).new[0]
 
     def order(self, order: int) -> dict[str, Any]:
         return queries.find_order(self.ledger, str(order))[0]
 
     def claim(self, order: int) -> records.Claim:
         """Hold it, as a worker does."""
-        records.take_ready_orders(self.ledger, [order])
+        sending.take_ready_orders(self.ledger, [order])
         row = self.order(order)
         claimed = records.claim(self.ledger, order, row["position"], row["step"], "w1")
         assert claimed is not None

@@ -5,7 +5,7 @@ import time
 
 from kombu import Connection
 
-from ledger import records
+from ledger import intake, upkeep
 from orders.arrival import Arrival
 from orders.outcomes import Planned
 from tasks.dispatch import BrokerAway
@@ -75,7 +75,7 @@ def test_a_broker_that_is_away_ends_nothing():
 
 def test_a_live_worker_is_rung_for(ledger_url, valkey):
     web = Receiving(ledger_url, valkey.url)
-    records.beat(web.ledger, "w1")
+    upkeep.beat(web.ledger, "w1")
     try:
         with Connection(valkey.url) as connection:
             web.post({"id": 2})
@@ -101,7 +101,7 @@ def test_a_webhook_is_acknowledged_at_once_while_the_broker_is_down(ledger_url):
         for number in range(20):
             assert web.post({"id": number}).status_code == 200
         print(f"20 acknowledged in {time.monotonic() - began:.2f} s without a broker")
-        records.take_in(web.ledger, "acme", [Arrival("north", "x", "x", "x", "{}", (Planned("acme.fetch"),))])
+        intake.take_in(web.ledger, "acme", [Arrival("north", "x", "x", "x", "{}", (Planned("acme.fetch"),))])
         assert len(web.orders()) == 21
     finally:
         web.close()

@@ -24,10 +24,12 @@ from kombu import pools
 from kombu.exceptions import ContentDisallowed
 from sqlalchemy import update
 
-from ledger import queries, records
+from ledger import intake, queries, records, sending, signals, upkeep
 from ledger.connection import Ledger
 from ledger.models import orders
-from ledger.records import Claim, Signal, ToSend
+from ledger.records import Claim
+from ledger.sending import ToSend
+from ledger.signals import Signal
 from orders.arrival import Arrival
 from orders.errors import Refused, TryLater
 from orders.outcomes import Again, Done, Ended, Planned, skipped
@@ -269,11 +271,11 @@ class Worker:
 
     def take_in(self, plan: tuple[Planned, ...] = PLAN) -> int:
         rows = [Arrival("default", "1", "row:1", "row", "{}", plan)]
-        return records.take_in(self.ledger, "acme", rows).new[0]
+        return intake.take_in(self.ledger, "acme", rows).new[0]
 
     def send(self, order: int) -> None:
         """What dispatch does."""
-        (run,) = records.take_ready_orders(self.ledger, [order])
+        (run,) = sending.take_ready_orders(self.ledger, [order])
         send_chain(self.app, "acme", run)
 
     def work(self) -> Any:
@@ -374,7 +376,7 @@ class TestFused:
 
     def test_a_link_whose_claim_was_lost_is_shown_as_rejected(self, worker, functions):
         def overtaken(job: Job) -> Done:
-            records.take_over(worker.ledger, job.claim.id, job.claim.fence, park_at=9, reason="slow")
+            upkeep.take_over(worker.ledger, job.claim.id, job.claim.fence, park_at=9, reason="slow")
             return Done()
 
         functions["acme.two"] = overtaken
@@ -448,7 +450,7 @@ class TestSentOn:
         assert message["steps"] == [(0, "acme.one"), (1, "acme.two")]
         worker.work()
         assert (worker.left(), worker.state(order)) == ([], "waiting")
-        records.signal(worker.ledger, [Signal(order, "told", "test")])
+        signals.signal(worker.ledger, [Signal(order, "told", "test")])
         worker.send(order)
         worker.work()
         assert worker.state(order) == "done"
@@ -496,7 +498,7 @@ class TestFirstLink:
 
     def test_a_message_for_an_order_that_is_further_goes_on_there(self, worker):
         order = worker.take_in()
-        records.take_ready_orders(worker.ledger, [order])
+        sending.take_ready_orders(worker.ledger, [order])
         claim = records.claim(worker.ledger, order, 0, "acme.one", "w2")
         assert claim is not None
         records.done(worker.ledger, claim, Done(), State.READY)
@@ -519,7 +521,7 @@ class TestFirstLink:
 
     def test_arguments_of_newer_senders_are_let_be(self, worker):
         order = worker.take_in()
-        records.take_ready_orders(worker.ledger, [order])
+        sending.take_ready_orders(worker.ledger, [order])
         worker.app.send_task("acme.one", kwargs={"order": order, "position": 0, "colour": "red"}, queue="acme")
         assert worker.work() == "done"
         assert worker.state(order) == "ready"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ledger import queries, records
+from ledger import intake, interrupts, queries, records, sending
 from ledger.connection import Ledger
 from orders.errors import Refused
 from orders.outcomes import Done, Planned
@@ -35,7 +35,7 @@ def fleet(open_desk: Desk) -> Iterator[Fleet]:
 
 def work(fleet: Fleet, order: int) -> None:
     """Run an order's steps one by one until it waits or stops."""
-    while records.take_ready_orders(fleet.ledger, [order]):
+    while sending.take_ready_orders(fleet.ledger, [order]):
         position, step, _ = queries.position_of(fleet.ledger, order) or (0, None, "")
         claim = records.claim(fleet.ledger, order, position, step or "", "w1")
         assert claim is not None
@@ -101,7 +101,7 @@ class TestListing:
         assert first not in (order["id"] for order in desk.json("failed"))
 
     def test_events_that_could_not_be_used(self, desk):
-        records.keep_odd_event(desk.ledger, "erp", "default", "erp:1", "shipped", "{}", "no order is known by x:y:z")
+        intake.keep_odd_event(desk.ledger, "erp", "default", "erp:1", "shipped", "{}", "no order is known by x:y:z")
         assert [event["problem"] for event in desk.json("events")] == ["no order is known by x:y:z"]
         assert "erp:default shipped: no order is known" in desk.run("events").stdout
         assert "orderfleet events" in desk.run("failed").stderr
@@ -380,7 +380,7 @@ class TestRelease:
 
     def test_a_finished_order(self, desk):
         (order,) = desk.take_in("17")
-        records.interrupt(desk.ledger, order, "gone", (), State.CANCELLED)
+        interrupts.interrupt(desk.ledger, order, "gone", (), State.CANCELLED)
         assert "cancelled already" in desk.run("release", order, code=1).stderr
 
     def test_a_system_that_holds_nothing(self, desk):
@@ -427,7 +427,7 @@ class TestSignal:
 
     def test_a_finished_order_waits_for_nothing(self, desk):
         (order,) = desk.take_in("17")
-        records.interrupt(desk.ledger, order, "gone", (), State.CANCELLED)
+        interrupts.interrupt(desk.ledger, order, "gone", (), State.CANCELLED)
         desk.run("signal", order, "shipped", code=1)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ledger import records
+from ledger import intake, remotes, upkeep
 from ledger.connection import Ledger
 from orders.states import State
 from tests.unit.workers.conftest import Desk
@@ -25,7 +25,7 @@ def levels(found: dict[str, dict[str, str]]) -> dict[str, str]:
 def well(open_desk: Desk, valkey) -> Desk:
     """Everything is as it should be: a broker, a shop, a live worker."""
     open_desk.environment["BROKER_URL"] = valkey.url
-    records.beat(open_desk.ledger, "w1")
+    upkeep.beat(open_desk.ledger, "w1")
     return open_desk
 
 
@@ -141,15 +141,15 @@ def test_steps_that_may_take_too_long(well):
 
 
 def test_no_worker_is_bad_once_orders_are_due(well):
-    records.sign_off(well.ledger, "w1")
+    upkeep.sign_off(well.ledger, "w1")
     assert checks(well, 0)["workers"]["level"] == "warning"
     well.take_in("17")
     assert checks(well, 1)["workers"]["level"] == "red"
 
 
 def test_a_remote_that_is_left_alone_and_an_event_without_an_order(well):
-    records.close_gate(well.ledger, "cloudsuite:default", 60.0, "HTTP 503")
-    records.keep_odd_event(well.ledger, "erp", "default", "erp:1", "shipped", "{}", "no order")
+    remotes.close_gate(well.ledger, "cloudsuite:default", 60.0, "HTTP 503")
+    intake.keep_odd_event(well.ledger, "erp", "default", "erp:1", "shipped", "{}", "no order")
     found = checks(well, 0)
     assert found["lane cloudsuite:default"]["text"].endswith("HTTP 503")
     assert found["events"]["advice"] == "see orderfleet events"

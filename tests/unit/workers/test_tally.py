@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import event, update
 
-from ledger import records
+from ledger import intake
 from ledger.connection import Ledger
 from ledger.models import orders
 from orders.arrival import Arrival
@@ -26,7 +26,7 @@ def ledger(ledger_url: str) -> Iterator[Ledger]:
 
 def arrive(ledger: Ledger, *external_ids: str, system: str = "acme") -> list[int]:
     rows = [Arrival("default", name, f"row:{name}", "row", "{}", PLAN, None) for name in external_ids]
-    return list(records.take_in(ledger, system, rows).new)
+    return list(intake.take_in(ledger, system, rows).new)
 
 
 def move(ledger: Ledger, order: int, state: State) -> None:

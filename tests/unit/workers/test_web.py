@@ -17,7 +17,7 @@ from flask import Blueprint, Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from ledger import records
+from ledger import intake, remotes, upkeep
 from ledger.connection import Ledger
 from orders.arrival import Arrival
 from orders.outcomes import Planned
@@ -146,9 +146,9 @@ def test_metrics_tell_the_ledger(client_of, ledger, ledger_url):
     arrivals = [
         Arrival("default", str(number), f"row:{number}", "row", "{}", (Planned("acme.go"),), None) for number in (1, 2)
     ]
-    records.take_in(ledger, "acme", arrivals)
-    records.beat(ledger, "worker:1")
-    records.close_gate(ledger, "acme:default", 60.0, "503")
+    intake.take_in(ledger, "acme", arrivals)
+    upkeep.beat(ledger, "worker:1")
+    remotes.close_gate(ledger, "acme:default", 60.0, "503")
     with ledger.transaction() as connection:
         connection.exec_driver_sql("UPDATE orders SET state = 'done', wake_at = NULL WHERE external_id = '2'")
     seen = metrics(client_of(ledger_url))
