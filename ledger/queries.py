@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, func, literal, or_, select
+from sqlalchemy import Column, ColumnElement, Row, Select, and_, func, literal, or_, select
 
 from databases.clock import later, now
 from ledger.connection import Ledger
@@ -400,20 +400,23 @@ def _row(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
 
 
 def find_order(ledger: Ledger, name: str) -> Rows:
-    """The orders that `ORDER` may mean: a ledger id, or `system[:account]:external-id`."""
+    """The orders that `ORDER` may mean: a ledger id, or `system[:account]:external-id`; if there is none, those that
+    have it as their reference."""
     parts = name.split(":")
-    if len(parts) == 1:
-        # More digits than an id can have would be an error of PostgreSQL's.
-        condition = orders.c.id == int(name) if name.isdecimal() and len(name) < 19 else literal(False)
-    else:
-        condition = or_(
-            and_(orders.c.system == parts[0], orders.c.external_id == ":".join(parts[1:])),
-            and_(
-                orders.c.system == parts[0],
-                orders.c.account == parts[1],
-                orders.c.external_id == ":".join(parts[2:]),
-            ),
-        )
+    if len(parts) > 1:
+        return _called(ledger, parts, orders.c.external_id) or _called(ledger, parts, orders.c.reference)
+    # More digits than an id can have would be an error of PostgreSQL's.
+    return _found(ledger, orders.c.id == int(name)) if name.isdecimal() and len(name) < 19 else []
+
+
+def _called(ledger: Ledger, parts: Sequence[str], column: Column[Any]) -> Rows:
+    named = column == ":".join(parts[1:])
+    if len(parts) > 2:
+        named = or_(named, and_(orders.c.account == parts[1], column == ":".join(parts[2:])))
+    return _found(ledger, and_(orders.c.system == parts[0], named))
+
+
+def _found(ledger: Ledger, condition: ColumnElement[bool]) -> Rows:
     with ledger.reading() as connection:
         return [_row(row) for row in connection.execute(select(*LISTED).where(condition).order_by(orders.c.id))]
 

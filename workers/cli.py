@@ -118,8 +118,8 @@ def _user() -> str:
 def main(ctx: click.Context, who: str | None) -> None:
     """Keep order systems in step with an ERP: run the fleet, see its orders, act on what stopped.
 
-    ORDER is an order's id, or system[:account]:external-id. Exit codes: 0 done, 1 something failed, 2 wrong usage or
-    settings."""
+    ORDER is an order's id, or system[:account]: and its external id or reference. Exit codes: 0 done, 1 something
+    failed, 2 wrong usage or settings."""
     ctx.obj = (who or "").strip()[:190] or _user()
 
 

@@ -33,11 +33,12 @@ class Ambiguous(Exception):
 
 
 def find_order(ledger: Ledger, name: str) -> Row:
-    """The order called `name`: a ledger id, or `system[:account]:external-id`. Raises `NotPossible`, `Ambiguous`."""
+    """The order called `name`: a ledger id, or `system[:account]:` with an external id or a reference. Raises
+    `NotPossible`, `Ambiguous`."""
     found = queries.find_order(ledger, name)
     if not found:
         raise NotPossible(
-            f"no order is called {name}: give its id or system[:account]:external-id; "
+            f"no order is called {name}: give its id, or system[:account]:external-id (or its reference there); "
             f"`orderfleet orders --search {name.rpartition(':')[2]}` may find it"
         )
     if len(found) > 1:

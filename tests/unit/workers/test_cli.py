@@ -121,6 +121,24 @@ class TestListing:
 
 
 class TestShow:
+    def test_an_order_is_found_by_its_reference(self, desk):
+        desk.take_in("17", "R-9")
+        (south,) = desk.take_in("18", account="south")
+        assert "cloudsuite:default:17" in desk.run("show", "cloudsuite:R-17").stdout
+        assert f"order {south}" in " ".join(desk.run("show", "cloudsuite:south:R-18").stdout.split())
+        desk.run("show", "cloudsuite:north:R-18", code=1)
+        desk.run("show", "doshii:R-17", code=1)
+
+    def test_an_external_id_goes_before_a_reference(self, desk):
+        (first,) = desk.take_in("R-9")
+        desk.take_in("9")
+        assert desk.json("show", "cloudsuite:R-9")["id"] == first
+
+    def test_a_reference_that_several_have_names_none(self, desk):
+        desk.take_in("17")
+        desk.take_in("17", account="south")
+        assert "may be any of 2 orders" in desk.run("show", "cloudsuite:R-17", code=2).stderr
+
     def test_the_timeline_has_everything_that_happened(self, desk):
         (order,) = desk.take_in("17")
         desk.advance(order)
