@@ -58,7 +58,8 @@ def apply_interrupt(ledger: Ledger, order_id: int) -> str | None:
 def _go_to_rest(connection: Connection, row: AnyRow, reason: str, rest: Sequence[Planned], ending: State) -> str:
     """Replace what has not run of the plan by `rest`, and finish in `ending`."""
     state = replan(connection, row, row.position, rest, ending)
-    connection.execute(NOTE, told_of(row, ending.value, reason))
+    outcome = "replanned" if ending == State.DONE else ending.value  # its step is not done, only left
+    connection.execute(NOTE, told_of(row, outcome, reason))
     return state
 
 

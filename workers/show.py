@@ -34,6 +34,7 @@ _OUTCOME_STYLES: dict[str, str] = {
     "retry": "yellow",
     "unavailable": "yellow",
     "lost": "yellow",
+    "replanned": "yellow",
     **dict.fromkeys(NEEDS_A_PERSON, "bold red"),
 }
 _OF_NO_INTEREST = ("replayed", "acknowledged")

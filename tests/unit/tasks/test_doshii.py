@@ -787,6 +787,7 @@ def test_appended_before_the_erp_confirms_is_taken_over(venue):
     assert products(number, venue) == ["pep_pizza", "cola"]
     assert venue.effects(number)["items_approved"] == 1
     assert venue.statuses(number) == {ACCEPTED: 1, COMPLETE: 1}
+    assert [outcome for step, outcome in venue.attempts(number) if step == "erp.order"] == ["replanned", "done"]
 
 
 def test_the_worker_dies_between_approval_and_record(venue):
