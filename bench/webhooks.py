@@ -110,10 +110,8 @@ def _server(contender: str, database: str, broker: str, folder: Path) -> Iterato
             "STOREGANISE_API_KEY": "bench",
             "STOREGANISE_WEBHOOK_SECRET": SECRET,
         }
-        subprocess.run(
-            [sys.executable, "-m", "workers.cli", "migrate"], env=environment, check=True, capture_output=True
-        )
-        command = ["-m", "workers.cli", "webhooks"]
+        subprocess.run([sys.executable, "-m", "workers", "migrate"], env=environment, check=True, capture_output=True)
+        command = ["-m", "workers", "webhooks"]
     else:
         path = database.removeprefix("sqlite:///").replace("postgresql+psycopg", "postgresql")
         environment |= {"DATABASE": path, "BROKER": broker}

@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 def run_in_quarantine(runner: Runner, claim: Claim) -> Ending:
     """Have a process of its own run the claimed step, and wait for it. In the worker."""
-    command = [sys.executable, "-m", "workers.cli", COMMAND, str(claim.id), str(claim.fence)]
+    command = [sys.executable, "-m", "workers", COMMAND, str(claim.id), str(claim.fence)]
     log.warning("a suspect runs alone", action="quarantine", order=claim.id, step=claim.step, crashes=claim.crashes)
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as child:  # noqa: S603 - our own program and numbers
         try:

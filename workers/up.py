@@ -314,7 +314,7 @@ class Up:
 
     def _commands(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Name and arguments of every child but the broker, in the order of their start."""
-        cli = (sys.executable, "-m", "workers.cli")
+        cli = (sys.executable, "-m", "workers")
         if self._plan.imitations is not None:
             ports = [f"--port={system}={port}" for system, port in self._plan.imitations.items()]
             web = f"--web=http://{self._settings.webhooks}"

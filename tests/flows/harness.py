@@ -161,7 +161,7 @@ class Fleet:
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start `orderfleet COMMAND`, or a script of the tests (a path ending in .py)."""
-        arguments = list(command) if command[0].endswith(".py") else ["-m", "workers.cli", *command]
+        arguments = list(command) if command[0].endswith(".py") else ["-m", "workers", *command]
         log = (self.home / f"{Path(command[0]).stem}-{len(self.processes)}.log").open("wb")
         process = subprocess.Popen(
             [sys.executable, *arguments],

@@ -49,7 +49,7 @@ class Running:
         }
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "workers.cli", "up", *arguments],
+                [sys.executable, "-m", "workers", "up", *arguments],
                 cwd=folder,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -235,7 +235,7 @@ def test_a_second_one_on_the_same_home_refuses(start):
     first.works()
     before = first.family()
     second = subprocess.run(
-        [sys.executable, "-m", "workers.cli", "up", "--sandbox"],
+        [sys.executable, "-m", "workers", "up", "--sandbox"],
         env=first.environment,
         cwd=first.home.parent,
         capture_output=True,
@@ -281,7 +281,7 @@ def test_a_taken_port_is_named_before_anything_starts(start):
     wait_for(lambda: "no orders yet" in taken.text, lambda: str(taken.text))
     bind = taken.environment["FLOWER_BIND"]
     running = subprocess.run(
-        [sys.executable, "-m", "workers.cli", "up"],
+        [sys.executable, "-m", "workers", "up"],
         env={**taken.environment, "ORDERFLEET_HOME": str(taken.home / "other"), "WEBHOOKS_BIND": "127.0.0.1:0"},
         cwd=taken.home.parent,
         capture_output=True,

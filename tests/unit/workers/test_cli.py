@@ -49,7 +49,7 @@ def work(fleet: Fleet, order: int) -> None:
 
 
 def process(desk: Desk, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "workers.cli", *(str(argument) for argument in arguments)]
+    command = [sys.executable, "-m", "workers", *(str(argument) for argument in arguments)]
     environment = {"PATH": os.environ["PATH"], "HOME": desk.environment["ORDERFLEET_HOME"], **desk.environment}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
@@ -510,7 +510,7 @@ class TestProcesses:
         assert desk.order(order)["state"] == State.PARKED
 
     def test_beat_sends_every_tick_at_once_and_stops_when_told(self, open_desk, valkey):
-        command = [sys.executable, "-m", "workers.cli", "beat"]
+        command = [sys.executable, "-m", "workers", "beat"]
         environment = {"PATH": os.environ["PATH"], **open_desk.environment, "BROKER_URL": valkey.url}
         environment |= {"CLOUDSUITE_POLL_SECONDS": "3600", "ERP_POLL_SECONDS": "3600"}
         with (
@@ -529,7 +529,7 @@ class TestProcesses:
 def _typed(desk: Desk, arguments: list[str], text: str) -> str:
     """What an operator sees who types `text`."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "workers.cli", *arguments]
+    command = [sys.executable, "-m", "workers", *arguments]
     environment = {"PATH": os.environ["PATH"], "TERM": "dumb", **desk.environment}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as running:
         os.close(theirs)
