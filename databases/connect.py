@@ -44,6 +44,7 @@ def open_database(text: str, *, pool_size: int = 20) -> Engine:
         pool_size=pool_size,
         max_overflow=pool_size,
         connect_args=_connect_args(backend),
+        hide_parameters=True,  # they are of people, and errors go to the logs
     )
     if backend == "sqlite":
         _tune_sqlite(engine, url)

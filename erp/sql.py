@@ -336,8 +336,8 @@ def _check_may_go_on(stage: Stage, different: list[str]) -> None:
         # The ERP may be working on what it has: to change it now could ship the wrong goods, and so could
         # silence.
         raise Rejected(
-            f"the ERP has this order already, with another {', '.join(different)}: "
-            "change it there, then go on from the next step",
+            f"the ERP has this order already, with another {', '.join(different)}: change it there by hand, then "
+            "`orderfleet replay ORDER --acknowledge` goes on without handing it over again",
             code="different",
             field=different[0],
         )

@@ -34,7 +34,8 @@ def replay(
         if acknowledged:
             facts["acknowledged"] = [at, tries + 1]
         ending = State.DONE if row.ending == State.IGNORED else row.ending
-        _stand_at(connection, row, step, tries=tries, facts=json.dumps(facts), ending=ending)
+        begun = at == row.position and _has_begun(row, step)
+        _stand_at(connection, row, step, at_once=begun, tries=tries, facts=json.dumps(facts), ending=ending)
         write_audit_on(
             connection, who, "replay", order_id, f"from {step.name}{', acknowledged' if acknowledged else ''}"
         )
@@ -47,9 +48,18 @@ def _as_previewed(connection: Connection, order_id: int, version: int) -> AnyRow
     return row
 
 
-def _stand_at(connection: Connection, row: AnyRow, step: AnyRow, *, tries: int, **values: Any) -> State:
+def _has_begun(row: AnyRow, step: AnyRow) -> bool:
+    """Whether the step where an order stands has run. What it waited for has come then, though the order may wait for
+    it once more: for the rest of it."""
+    looks_again = row.state == State.WAITING and row.wake_at is not None and step.recheck is None
+    return looks_again or row.state in (State.PARKED, State.IN_DOUBT, State.RETRYING)
+
+
+def _stand_at(
+    connection: Connection, row: AnyRow, step: AnyRow, *, tries: int, at_once: bool = False, **values: Any
+) -> State:
     """Put an order that nobody holds before a step of its plan: it goes at once, or waits for the step's signal."""
-    waits = step.awaits is not None and not is_signalled(row.signalled, step.awaits)
+    waits = not at_once and step.awaits is not None and not is_signalled(row.signalled, step.awaits)
     state = State.WAITING if waits else State.READY
     asleep = null() if step.recheck is None else later(literal(float(step.recheck)))
     connection.execute(

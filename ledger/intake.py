@@ -36,7 +36,7 @@ def take_in(ledger: Ledger, system: str, arrivals: Sequence[Arrival]) -> TakenIn
     again at once if it was waiting to be."""
     if not arrivals:
         return TakenIn()
-    if ledger.postgresql and len(arrivals) == 1:
+    if ledger.postgresql and len(arrivals) == 1 and not arrivals[0].due:
         return _take_in_one(ledger, system, arrivals[0])
     with ledger.transaction() as connection:
         return take_in_on(connection, ledger, system, arrivals)
@@ -88,7 +88,8 @@ _TAKE_IN_ONE = Direct(
 
 def _take_in_one(ledger: Ledger, system: str, arrival: Arrival) -> TakenIn:
     """As `take_in`, for one event on PostgreSQL: in one round trip if it is a double or makes an order, as nearly all
-    webhooks do. One of a known order is marked as news by it, so that what follows may be cut off."""
+    webhooks do. One of a known order is marked as news by it, so that what follows may be cut off; not for what is
+    `due`, which nobody would think of again."""
     with ledger.statement() as connection:
         row = _TAKE_IN_ONE.one_or_none(connection, _as_values(system, arrival))
     if row.made is not None or row.events == 0:
@@ -240,7 +241,8 @@ def _same_event(system: str, arrival: Arrival) -> tuple[Any, ...]:
 
 
 def _show_set_back(connection: Connection, system: str, arrival: Arrival, row: AnyRow) -> None:
-    problem = f"{arrival.kind} came for order {row.id}, which is {row.state} here: replay it if it is to be done again"
+    again = "enter it as a new order" if row.state == State.CANCELLED else "replay it"
+    problem = f"{arrival.kind} came for order {row.id}, which is {row.state} here: {again} if it is to be done again"
     connection.execute(
         update(events)
         .where(
@@ -270,22 +272,37 @@ def keep_odd_event(
 
     `external_id`: whose it will be, should that become known."""
     with ledger.statement() as connection:
-        row = connection.execute(
-            upsert(ledger, events)
-            .values(
-                system=system,
-                account=account,
-                dedupe_key=dedupe_key,
-                body_hash=_body_hash(body),
-                kind=kind,
-                external_id=external_id,
-                body=body,
-                problem=problem,
-                received_at=now(),
-            )
-            .on_conflict_do_nothing()
-            .returning(events.c.id)
-        ).one_or_none()
+        return keep_odd_event_on(connection, ledger, system, account, dedupe_key, kind, body, problem, external_id)
+
+
+def keep_odd_event_on(
+    connection: Connection,
+    ledger: Ledger,
+    system: str,
+    account: str,
+    dedupe_key: str,
+    kind: str,
+    body: str,
+    problem: str,
+    external_id: str | None = None,
+) -> bool:
+    """`keep_odd_event`, as a part of the caller's transaction on `connection`."""
+    row = connection.execute(
+        upsert(ledger, events)
+        .values(
+            system=system,
+            account=account,
+            dedupe_key=dedupe_key,
+            body_hash=_body_hash(body),
+            kind=kind,
+            external_id=external_id,
+            body=body,
+            problem=problem,
+            received_at=now(),
+        )
+        .on_conflict_do_nothing()
+        .returning(events.c.id)
+    ).one_or_none()
     return row is not None
 
 
@@ -312,6 +329,21 @@ def put_off_news(ledger: Ledger, event_ids: Sequence[int], seconds: float) -> No
             update(events)
             .where(events.c.id.in_(event_ids), events.c.news_at.is_not(None))
             .values(news_at=later(literal(seconds)))
+        )
+
+
+def wake(ledger: Ledger, order_id: int) -> None:
+    """There is news of an order that would look again by itself at some time: now. What came while a worker held it
+    has not woken it."""
+    with ledger.statement() as connection:
+        connection.execute(
+            update(orders)
+            .where(
+                orders.c.id == order_id,
+                orders.c.state.in_([State.WAITING, State.PARKED]),
+                orders.c.wake_at > now(),
+            )
+            .values(wake_at=now())
         )
 
 

@@ -194,9 +194,9 @@ def unowned_events(ledger: Ledger, system: str, limit: int) -> Rows:
         return [row._asdict() for row in connection.execute(wanted)]
 
 
-def cancelled_among(ledger: Ledger, order_ids: list[int]) -> set[int]:
-    """Those of these orders that are cancelled."""
-    wanted = select(orders.c.id).where(orders.c.id.in_(order_ids), orders.c.state == State.CANCELLED)
+def among(ledger: Ledger, order_ids: list[int], state: State) -> set[int]:
+    """Those of these orders that are in this state."""
+    wanted = select(orders.c.id).where(orders.c.id.in_(order_ids), orders.c.state == state)
     with ledger.reading() as connection:
         return set(connection.execute(wanted).scalars())
 
@@ -296,6 +296,22 @@ def event_bodies(ledger: Ledger, system: str, account: str, external_id: str, li
     )
     with ledger.reading() as connection:
         return list(connection.execute(wanted).scalars())
+
+
+def problems_of(ledger: Ledger, system: str, account: str, external_id: str) -> list[str]:
+    """What a person was to see of an order's events, the newest event's first."""
+    wanted = (
+        select(events.c.problem)
+        .where(
+            events.c.system == system,
+            events.c.account == account,
+            events.c.external_id == external_id,
+            events.c.problem.is_not(None),
+        )
+        .order_by(events.c.id.desc())
+    )
+    with ledger.reading() as connection:
+        return [str(problem) for problem in connection.execute(wanted).scalars()]
 
 
 def cursor(ledger: Ledger, name: str) -> str | None:

@@ -181,11 +181,11 @@ class System:
     """What the fleet needs to know of a system besides its steps.
 
     `poll` reads one account and takes in what it finds (None: it only pushes). `review` reads one known order again
-    because there is news of it, and acts on what changed, only by `interrupts.interrupt`, `signals.signal` and
-    `interrupts.stop_for_a_person`: its steps may be running meanwhile. It writes nothing to the remote, and returns a
-    sentence if a person should see something. `tell_cancelled`: the steps that tell the remote system when the ERP or
-    an operator cancels. `probe` proves an account's credentials with one read. `gate`: the step that holds orders until
-    they are paid, or an operator releases them. `commands`: by name."""
+    because there is news of it, and acts on what changed, only by `interrupts.interrupt`, `signals.signal`,
+    `intake.wake` and `interrupts.stop_for_a_person`: its steps may be running meanwhile. It writes nothing to the
+    remote, and returns a sentence if a person should see something. `tell_cancelled`: the steps that tell the remote
+    system when the ERP or an operator cancels. `probe` proves an account's credentials with one read. `gate`: the step
+    that holds orders until they are paid, or an operator releases them. `commands`: by name."""
 
     name: str
     poll: Callable[[Visit], None] | None = None

@@ -1,7 +1,8 @@
 """The steps that talk to the ERP, for every system, and the feed that brings its answers."""
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -41,10 +42,24 @@ def _put(job: Job, erp: Erp, stage: Stage) -> Outcome:
     try:
         put = erp.put(job.erp_reference, job.order, stage=stage)
     except Rejected as refusal:
-        return _refused(job, refusal)
+        return _rejected(job, erp, refusal)
     if put.stage is Stage.REFUSED:
         return _refused(job, Rejected(f"the ERP refuses the order: {put.refusal}"))
     return _learnt(put)
+
+
+def _rejected(job: Job, erp: Erp, refusal: Rejected) -> Outcome:
+    """That the order has changed since the ERP took it is no refusal of the ERP's: a person changes it there, and says
+    so once."""
+    if refusal.code != "different":
+        return _refused(job, refusal)
+    seen_to = hashlib.sha256(json.dumps(job.order.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+    known = erp.find(job.erp_reference)
+    if known is None or not (job.acknowledged or job.facts.get("left_in_erp") == seen_to):
+        raise refusal
+    learnt = _learnt(known)
+    detail = f"the ERP keeps what it has as {known.number or known.stage}: a person has seen to it"
+    return replace(learnt, detail=detail, skipped=True, facts={**(learnt.facts or {}), "left_in_erp": seen_to})
 
 
 def _refused(job: Job, refusal: Rejected) -> Outcome:
@@ -55,7 +70,7 @@ def _refused(job: Job, refusal: Rejected) -> Outcome:
     return Ended(refusal.reason, cancelled=True, rest=tuple(tell))
 
 
-def _learnt(put: ErpOrder) -> Outcome:
+def _learnt(put: ErpOrder) -> Done:
     if put.number is None:
         return Done(detail=f"in the ERP as {put.stage}")
     facts = {"erp_number": put.number, "erp_lines": put.lines}
@@ -93,7 +108,7 @@ def _foresee_put(job: Job, erp: Erp, stage: Stage) -> Preview:
         return call(f"hands the order to the ERP once more; last time: {known.refusal}")
     if known.stage is Stage.DRAFT and stage is not Stage.DRAFT:
         return call(f"confirms the ERP's draft {known.number or ''}".rstrip())
-    return already(f"the ERP has it as {known.number or known.stage}")
+    return already(f"the ERP has it as {known.number or known.stage}; stops if the order has changed since")
 
 
 @preview("erp.cancel")
@@ -163,17 +178,21 @@ def _tell(
         stop(ledger, systems.get(system), one)
     for order_id in signals.signal(ledger, [one for _, one in told], cursor):
         ready.setdefault(owners[order_id], []).append(order_id)
-    _watch_cancelled(ledger, [one for _, one in told if one.name == "shipped"])
+    for _, one in told:
+        _watch(ledger, one)
 
 
-def _watch_cancelled(ledger: Ledger, shipped: list[Signal]) -> None:
-    """Goods that left though the order was cancelled: a person must see that."""
-    cancelled = queries.cancelled_among(ledger, [one.order_id for one in shipped]) if shipped else set()
-    for one in shipped:
-        if one.order_id in cancelled:
-            problem = f"the ERP shipped order {one.order_id}, which is cancelled"
-            intake.keep_odd_event(ledger, "erp", "default", one.source, one.name, json.dumps(one.data), problem)
-            log.warning("shipped though cancelled", action="odd_event", order=one.order_id, source=one.source)
+_TOO_LATE = {"shipped": State.CANCELLED, "refused": State.DONE, "cancelled": State.DONE}
+"""What a person must see when it comes for an order in this state: goods that left though the order was cancelled, an
+order that the ERP does not want though its system was told that all is well."""
+
+
+def _watch(ledger: Ledger, told: Signal) -> None:
+    state = _TOO_LATE.get(told.name)
+    if state is not None and queries.among(ledger, [told.order_id], state):
+        problem = f"the ERP {told.name} order {told.order_id}, which is {state} here: see to it by hand"
+        intake.keep_odd_event(ledger, "erp", "default", told.source, told.name, json.dumps(told.data), problem)
+        log.warning("told of a finished order", action="odd_event", order=told.order_id, source=told.source)
 
 
 def _orders_of(ledger: Ledger, references: list[str]) -> dict[str, tuple[int, str]]:

@@ -8,6 +8,7 @@ it is about. `blueprint` does the rest, in this order, and stores nothing of wha
 """
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from orders.arrival import Arrival
 
 LONGEST_NAME = 190
+LONGEST_KIND = 64
+_UNKEEPABLE = re.compile("[\0\ud800-\udfff]")
+"""What JSON may hold and no database keeps: NUL, and halves of characters."""
 
 log = structlog.get_logger(__name__)
 
@@ -115,7 +119,8 @@ def _check(arrivals: Sequence[Arrival]) -> None:
     """What no ledger could keep would be sent again for ever. Raises `Unreadable`."""
     for arrival in arrivals:
         names = (arrival.external_id or "", arrival.dedupe_key, arrival.reference or "")
-        if any(len(name) > LONGEST_NAME or "\0" in name for name in names) or len(arrival.kind) > 64:
+        too_long = any(len(name) > LONGEST_NAME for name in names) or len(arrival.kind) > LONGEST_KIND
+        if too_long or any(_UNKEEPABLE.search(name) for name in (*names, arrival.kind)):
             raise Unreadable("it names something by a text that is too long, or no text at all")
 
 

@@ -269,14 +269,19 @@ class Doing:
         claim = _as_if_claimed(order, plan, min(order["position"], len(plan) - 1))
         self._job = Job(fleet.ledger, claim)
         self._account = fleet.accounts.get((order["system"], order["account"]))
+        self._asked: str | None = None
 
     def ask(self) -> str:
         """What would be done. Raises `NotPossible`, and errors of `orders.errors`."""
-        return self._command.ask(self._job, self._talking_to(), self._data)
+        self._asked = self._command.ask(self._job, self._talking_to(), self._data)
+        return self._asked
 
     def run(self) -> str:
-        """Do it; what was done. Raises as `ask`."""
+        """Do what `ask` said; what was done. Raises as `ask`, and `NotPossible` when it would be something else now."""
         account = self._talking_to()
+        asked = self._asked
+        if asked is not None and self.ask() != asked:
+            raise NotPossible(f"it has changed meanwhile, and now {self._asked}: look again")
         by_hand.write_audit(self._ledger, self._who, self._name[:32], self._order, f"begun: {_shown(self._data)}")
         try:
             said = self._command.run(self._job, account, self._data)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import select
 
-from ledger import by_hand, interrupts, queries, records, sending, signals
+from ledger import by_hand, interrupts, queries, records, sending, signals, upkeep
 from ledger.by_hand import MovedOn
 from ledger.connection import Ledger
 from ledger.models import audit
@@ -59,6 +59,31 @@ class TestReplay:
         second = recorded.next
         assert second is not None
         assert (second.tries, Job(ledger, second).look) == (1, True)
+
+    def test_a_step_that_waits_for_the_rest_looks_again(self, ledger, order):
+        """It ran, as what it waited for had come in part: it must not wait for that alone from now on."""
+        advance(ledger, order, 2)
+        signals.signal(ledger, [Signal(order, "numbered", "erp:1")])
+        records.wait_again(ledger, claim(ledger, order), "numbered", "1 of 2", None, more=False, after=3600.0)
+        row = shown(ledger, order)
+        assert row["state"] == "waiting"
+        by_hand.replay(ledger, order, row["version"], None, "ann")
+        assert shown(ledger, order)["state"] == "ready"
+
+    def test_so_does_one_that_stopped_on_such_a_look(self, ledger, order):
+        advance(ledger, order, 2)
+        signals.signal(ledger, [Signal(order, "numbered", "erp:1")])
+        records.wait_again(ledger, claim(ledger, order), "numbered", "1 of 2", None, more=False, after=0.0)
+        upkeep.recheck(ledger, order)
+        row = park(ledger, order)
+        by_hand.replay(ledger, order, row["version"], None, "ann")
+        assert claim(ledger, order).step == "acme.number"
+
+    def test_one_that_has_not_begun_waits_on(self, ledger, order):
+        advance(ledger, order, 2)
+        row = shown(ledger, order)
+        by_hand.replay(ledger, order, row["version"], None, "ann")
+        assert (shown(ledger, order)["state"], row["awaits"]) == ("waiting", "numbered")
 
     def test_ten_operators_make_one_replay(self, ledger, order):
         version = park(ledger, order)["version"]

@@ -119,7 +119,21 @@ class TestSetBack:
         records.end(ledger, claim(ledger, order), "cancelled", State.CANCELLED, ())
         intake.take_in(ledger, "acme", [self.again()])
         assert shown(ledger, order)["state"] == State.CANCELLED
-        assert "is cancelled here" in queries.odd_events(ledger)[0]["problem"]
+        assert "is cancelled here: enter it as a new order" in queries.odd_events(ledger)[0]["problem"]
+
+    def test_who_dies_over_it_has_kept_nothing_and_the_next_poll_takes_it_up(self, ledger, order, monkeypatch):
+        queue(ledger, order)
+        records.end(ledger, claim(ledger, order), "not ours", State.IGNORED, ())
+
+        def dies(*arguments: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as dying:
+            dying.setattr(intake, "_look_again", dies)
+            with pytest.raises(KeyboardInterrupt):
+                intake.take_in(ledger, "acme", [self.again()])
+        intake.take_in(ledger, "acme", [self.again()])
+        assert shown(ledger, order)["state"] == State.READY
 
     def test_news_of_an_order_under_way_change_nothing(self, ledger, order):
         before = shown(ledger, order)

@@ -11,7 +11,7 @@ from sqlalchemy import insert
 from databases.clock import now
 from erp.port import ErpOrder, Stage
 from erp.sql_tables import erp_event
-from ledger import queries, records, signals
+from ledger import by_hand, queries, records, signals
 from ledger.connection import Ledger
 from orders.model import Line, Order
 from orders.outcomes import Done, Planned
@@ -213,6 +213,14 @@ class TestFeed:
         assert (driver.state(number), driver.order(number)["step"]) == ("parked", "erp.order")
         assert driver.order(number)["error"] == "the ERP refuses the order: no credit"
 
+    @pytest.mark.parametrize(("kind", "data"), [("cancelled", {}), ("refused", {"reason": "no credit"})])
+    def test_what_it_does_not_want_though_it_is_done_here_is_shown_once(self, driver, kind, data):
+        number = driver.shipped()
+        order = driver.order(number)["id"]
+        driver.tell(number, kind, **data)
+        assert driver.state(number) == "done"
+        assert problems(driver.ledger) == [f"the ERP {kind} order {order}, which is done here: see to it by hand"]
+
     def test_a_cancellation_of_a_system_that_is_switched_off_ends_the_order_all_the_same(self, acme):
         (order,) = acme.take_in(1, plan=(Planned("acme.fetch", awaits="never"),))
         write(acme.ledger, "acme:north:1", "cancelled")
@@ -239,9 +247,13 @@ class TestRefusalOfADraft:
         Planned("erp.order"),
     )
 
+    quantity = 1
+
+    def remote(self) -> dict[str, Any]:
+        return Order("R-1", "EUR", (Line("a", 1, "UNKNOWN-PRODUCT", Decimal(self.quantity)),)).to_json()
+
     def make(self, acme, told):
-        order = Order("R-1", "EUR", (Line("a", 1, "UNKNOWN-PRODUCT", Decimal(1)),))
-        acme.step("acme.fetch", lambda job, account: Done(document=order.to_json()))
+        acme.step("acme.fetch", lambda job, account: Done(document=self.remote()))
         acme.step("acme.reject", lambda job, account: told.append(job.data["reason"]) or Done())
         acme.step("acme.accept", lambda job, account: Done())
         acme.take_in("7", plan=self.PLAN)
@@ -271,6 +283,53 @@ class TestRefusalOfADraft:
         assert len(told) == 1
         assert "no such goods" in told[0]
         assert acme.state("7") == State.CANCELLED
+
+    def changed(self, acme, told):
+        """Confirmed in the ERP, then read anew: it has changed in its own system."""
+        self.make(acme, told)
+        worker = acme.worker()
+        worker.work()
+        write(acme.ledger, "acme:north:7", "numbered", order_number="SO-1", lines={"a": 10})
+        read_events(acme.ledger, acme.fleet.erp, {"acme": System("acme")})
+        worker.work()
+        assert acme.state("7") == State.DONE
+        self.quantity = 9
+        self.replay(acme, worker, 0)
+        return worker
+
+    def replay(self, acme, worker, position=None, **how):
+        row = acme.order("7")
+        by_hand.replay(acme.ledger, row["id"], row["version"], position, "ann", **how)
+        worker.work()
+
+    def test_that_it_has_changed_since_is_no_refusal(self, acme):
+        told: list[str] = []
+        self.changed(acme, told)
+        assert told == []
+        assert (acme.state("7"), acme.order("7")["step"]) == ("parked", "erp.draft")
+        assert "another lines" in acme.order("7")["error"]
+        found = acme.fleet.erp.find("acme:north:7")
+        assert found is not None
+        assert found.stage is Stage.CONFIRMED
+
+    def test_a_person_who_has_changed_it_there_lets_it_go_on(self, acme):
+        told: list[str] = []
+        worker = self.changed(acme, told)
+        assert "--acknowledge" in acme.order("7")["error"]
+        self.replay(acme, worker, acknowledged=True)
+        assert (acme.state("7"), told) == ("done", [])
+        assert acme.attempts("7")[-1] == ("erp.order", "skipped")
+        self.replay(acme, worker, 0)
+        assert (acme.state("7"), told) == ("done", [])
+        with acme.ledger.reading() as connection:
+            assert connection.exec_driver_sql("SELECT quantity FROM erp_order_line").scalars().all() == ["1"]
+
+    def test_but_not_with_what_has_changed_after_that(self, acme):
+        worker = self.changed(acme, [])
+        self.replay(acme, worker, acknowledged=True)
+        self.quantity = 10
+        self.replay(acme, worker, 0)
+        assert (acme.state("7"), acme.order("7")["step"]) == ("parked", "erp.draft")
 
     def test_after_the_draft_was_accepted_a_person_must_act(self, acme):
         told: list[str] = []
@@ -333,4 +392,4 @@ class TestEventsBeforeTheirOrder:
         write(driver.ledger, reference(number), "shipped")
         driver.feed()
         order = driver.order(number)["id"]
-        assert problems(driver.ledger) == [f"the ERP shipped order {order}, which is cancelled"]
+        assert problems(driver.ledger) == [f"the ERP shipped order {order}, which is cancelled here: see to it by hand"]

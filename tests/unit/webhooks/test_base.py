@@ -43,7 +43,8 @@ class AcmeReceiver(Receiver):
         if not isinstance(document, dict) or "id" not in document:
             raise Unreadable("no id")
         plan = PLAN if document.get("order", True) else ()
-        arrival = Arrival(account, str(document["id"]), f"hook:{document['id']}", "hook", raw.decode(), plan, news=True)
+        number, kind = str(document["id"]), document.get("kind", "hook")
+        arrival = Arrival(account, number, f"hook:{number}", kind, raw.decode(), plan, news=True)
         return Reading((arrival,), {"got": document["id"]})
 
 
@@ -174,6 +175,9 @@ REFUSED: dict[str, tuple[int, dict[str, Any]]] = {
     "not an event": (400, {"document": b"[]"}),
     "too large": (413, {"document": b'{"id": 7, "x": "' + b"x" * 3000 + b'"}'}),
     "an id no text can hold": (400, {"document": {"id": "7\x00"}}),
+    "an id with half a character": (400, {"document": b'{"id": "7\\ud800"}'}),
+    "a kind no text can hold": (400, {"document": {"id": 7, "kind": "made\x00"}}),
+    "a kind with half a character": (400, {"document": b'{"id": 7, "kind": "made\\ud800"}'}),
     "an id too long to be kept": (400, {"document": {"id": "7" * 191}}),
 }
 

@@ -73,6 +73,18 @@ def test_what_fails_is_written_down_and_told(acme, error):
     assert audited(acme)[-1] == ("ann", "charge", f"failed: {error.reason}")
 
 
+def test_what_would_be_something_else_by_now_is_not_done(acme):
+    charges = Charges()
+    data = {"amount": 5}
+    asked = doing(acme, charges, data)
+    asked.ask()
+    data["amount"] = 50
+    with pytest.raises(operators.NotPossible, match="changed meanwhile, and now would charge 50 to 7"):
+        asked.run()
+    assert charges.done == []
+    assert audited(acme) == []
+
+
 def test_an_account_that_is_not_set_up_here(acme):
     charges = Charges()
     acme.take_in("8", account="west", plan=(Planned("acme.wait", awaits="done"),))
