@@ -325,15 +325,29 @@ def moved(remote: RemoteOrder, target: int, comment: str | None, since: datetime
     if comment is not None and any(row.status_id == target and row.comment == comment for row in remote.history):
         return True
     newest = remote.history[-1] if remote.history else None
-    if newest is None or newest.status_id != target:
-        return False
-    at = _aware(newest.created_at)
+    return newest is not None and newest.status_id == target and _is_after(newest, since)
+
+
+def overran(
+    remote: RemoteOrder, target: int | None, statuses: Statuses, comment: str | None, since: datetime | None
+) -> int | None:
+    """The final status on top of which our write of `target`, the newest row, came, which nobody could have seen
+    before; None: none. `since`: who wrote the row must be told, by our comment, or without one by its time; None: we
+    have just done it."""
+    if len(remote.history) < 2:
+        return None
+    below, newest = remote.history[-2:]
+    if newest.status_id != target or below.status_id == target or not statuses.final(below.status_id):
+        return None
+    if comment is not None and below.comment == comment:  # ours, too
+        return None
+    ours = since is None or (newest.comment == comment if comment is not None else _is_after(newest, since))
+    return below.status_id if ours else None
+
+
+def _is_after(row: StatusRow, since: datetime) -> bool:
+    at = _aware(row.created_at)
     return at is not None and at >= since - timedelta(seconds=60)
-
-
-def overran(remote: RemoteOrder, target: int, canceled: int) -> bool:
-    """Whether the newest row, `target`, was written on top of a cancellation, which nobody could have seen before."""
-    return [row.status_id for row in remote.history[-2:]] == [canceled, target]
 
 
 # -- time -------------------------------------------------------------------------------------------------------------
@@ -635,20 +649,44 @@ def _of_something_else(document: Any) -> Event | None:
     return Event(action, subjects[0], None, {}, None, kept)
 
 
-def with_lines_of(remote: RemoteOrder, bodies: Sequence[str]) -> RemoteOrder:
-    """The order with the dishes of the newest event that has some: lists of 2020 have none (1).
+def with_what_events_told(remote: RemoteOrder, bodies: Sequence[str]) -> RemoteOrder:
+    """The order with what it does not say itself, of the newest event that does: its dishes, and where a delivery is
+    taken to. Sites of 2020 tell neither (1).
 
     `bodies` are `Event.body`s and rows of lists, in any order. What cannot be read is passed over."""
-    found = [told for told in map(_told, bodies) if told is not None and told.lines]
-    if remote.lines or not found:
-        return remote
-    newest = max(found, key=lambda told: told.updated_at or "")
-    return replace(remote, lines=newest.lines, totals=remote.totals or newest.totals)
+    told = sorted((one for one in map(_told, bodies) if one is not None), key=lambda one: one.updated_at or "")
+    for one in reversed(told):
+        if one.lines and not remote.lines:
+            remote = replace(remote, lines=one.lines, totals=remote.totals or one.totals)
+        remote = replace(
+            remote,
+            formatted_address=remote.formatted_address or one.formatted_address,
+            delivery_comment=remote.delivery_comment or one.delivery_comment,
+        )
+    return remote
 
 
 def says_deleted(bodies: Sequence[str]) -> bool:
     """Whether one of these `Event.body`s and rows of lists says that the order was deleted."""
     return any(_object(json.loads(body)).get("action") == "deleted" for body in bodies)
+
+
+def rows_among(bodies: Sequence[str]) -> list[Json]:
+    """What lists said of the order, unwrapped, without the events: in the order of `bodies`."""
+    rows = [body for body in bodies if "action" not in _object(json.loads(body))]
+    return [shown for shown in map(_says, rows) if "order_id" in shown]
+
+
+def was_open(bodies: Sequence[str], statuses: Statuses) -> bool:
+    """Whether one of these `Event.body`s and rows of lists shows the order before it was completed or canceled."""
+    final = (str(statuses.completed), str(statuses.canceled))
+    return any("status_id" in shown and str(shown["status_id"]) not in final for shown in map(_says, bodies))
+
+
+def _says(body: str) -> Json:
+    """The fields of the order in an event, or in a row of a list."""
+    document = _object(json.loads(body))
+    return _object(document["order"]) if "order" in document else unwrapped(document)
 
 
 def _told(body: str) -> RemoteOrder | None:

@@ -52,7 +52,7 @@ class Options:
     statuses: Statuses = field(default_factory=Statuses)
     product: str = "ORDER"
     webhooks: bool = False
-    lines_seconds: int = 30
+    lines_seconds: int = 120
 
 
 PLAN = (Planned("tastyigniter.fetch"),)
@@ -62,6 +62,8 @@ _REST = (
     Planned("tastyigniter.completed", awaits="completed|shipped"),
 )
 _TAKE_BACK = (Planned("erp.cancel"),)
+_CANCELED = Ended("canceled in TastyIgniter", cancelled=True)
+_MOVES = ("tastyigniter.preparing", "tastyigniter.completed")
 
 
 # -- the poll ---------------------------------------------------------------------------------------------------------
@@ -176,20 +178,13 @@ def _note_unplaced(visit: Visit, kept: Kept, rows: Iterable[Row]) -> None:
     for row in rows:
         if row.remote is not None and not row.remote.placed:
             kept.unplaced.setdefault(row.id, now.isoformat())
-    waiting = kept.unplaced.items()
-    kept.unplaced = {key: since for key, since in waiting if now - datetime.fromisoformat(since) < UNPLACED_FOR}
 
 
 def _look_at_unplaced(visit: Visit, kept: Kept, rows: Iterable[Row]) -> None:
     """Take up what is placed by now. It stays noted until its own step has found it placed, too: that step may just
     have read it as unfinished."""
     shown = {row.id: row for row in rows if row.id in kept.unplaced}
-    for order_id in [key for key in kept.unplaced if key not in shown][:MOST_UNPLACED]:
-        kept.unplaced[order_id] = kept.unplaced.pop(order_id)  # the next visit begins with others
-        try:
-            shown[order_id] = Row(order_id, *_document(visit.account, order_id))
-        except Absent:
-            del kept.unplaced[order_id]
+    shown |= _read_unplaced(visit, kept, [key for key in kept.unplaced if key not in shown][:MOST_UNPLACED])
     placed = [row for row in shown.values() if row.remote is None or row.remote.placed]
     known = queries.known_orders(visit.ledger, "tastyigniter", visit.account.name, [row.id for row in placed])
     orders = {one.external_id: one for one in known}
@@ -200,6 +195,37 @@ def _look_at_unplaced(visit: Visit, kept: Kept, rows: Iterable[Row]) -> None:
         else:
             ignored = order is not None and order.state == State.IGNORED
             intake.take_in(visit.ledger, "tastyigniter", [_arrival(visit.account, row, due=ignored)])
+    _forget_unplaced(
+        visit, kept, [row.id for row in shown.values() if row.remote is not None and not row.remote.placed]
+    )
+
+
+def _read_unplaced(visit: Visit, kept: Kept, order_ids: list[str]) -> dict[str, Row]:
+    """Those that can be read. Where several cannot, the orders of which we know more have their turn."""
+    found: dict[str, Row] = {}
+    failed = 0
+    for order_id in order_ids:
+        kept.unplaced[order_id] = kept.unplaced.pop(order_id)  # the next visit begins with others
+        try:
+            document = visit.account.client.order(order_id)
+            found[order_id] = Row(order_id, document, schema.listed(document)[1])
+        except Absent:  # deleted, or out of sight for a while
+            _forget_unplaced(visit, kept, [order_id])
+        except Refused as refusal:
+            _show(visit.ledger, visit.account, order_id, refusal.reason)
+        except TryLater:
+            failed += 1
+            if failed > 1:
+                break
+    return found
+
+
+def _forget_unplaced(visit: Visit, kept: Kept, looked_at: Iterable[str]) -> None:
+    """Those of these, which are not placed as we have just seen, that we know for long enough."""
+    before = queries.database_now(visit.ledger) - UNPLACED_FOR
+    for order_id in looked_at:
+        if datetime.fromisoformat(kept.unplaced[order_id]) <= before:
+            del kept.unplaced[order_id]
 
 
 def _document(account: Account, order_id: str, *, history: bool = False) -> tuple[dict[str, Any], RemoteOrder]:
@@ -227,14 +253,13 @@ def _read_unfinished(visit: Visit, kept: Kept, read: set[str]) -> None:
                 raise
             continue
         if problem is not None:
-            _show(visit, one, problem)
+            _show(visit.ledger, visit.account, one.external_id, problem)
 
 
-def _show(visit: Visit, known: Known, problem: str) -> None:
-    key = f"seen:{known.external_id}:{_digest(problem)}"
-    intake.keep_odd_event(
-        visit.ledger, "tastyigniter", visit.account.name, key, "seen", "{}", problem, known.external_id
-    )
+def _show(ledger: Ledger, account: Account, order_id: str, problem: str) -> None:
+    """Once, that a person sees it."""
+    key = f"seen:{order_id}:{_digest(problem)}"
+    intake.keep_odd_event(ledger, "tastyigniter", account.name, key, "seen", "{}", problem, order_id)
 
 
 # -- news of a known order --------------------------------------------------------------------------------------------
@@ -244,6 +269,7 @@ def review(visit: Visit, known: Known) -> str | None:
     """Read one known order again: cancelled, deleted, changed, or placed after all."""
     if known.cancelling and not known.finished:
         return None
+    asked_at = queries.database_now(visit.ledger)
     try:
         document, remote = _document(visit.account, known.external_id)
     except Absent as absent:
@@ -252,7 +278,9 @@ def review(visit: Visit, known: Known) -> str | None:
     if known.finished:
         return _review_finished(visit, known, Row(known.external_id, document, remote))
     if remote.status_id == visit.account.options.statuses.canceled:
-        interrupts.interrupt(visit.ledger, known.id, "canceled in TastyIgniter", _TAKE_BACK, State.CANCELLED)
+        look = Planned("tastyigniter.cancel", data={"seen": asked_at.isoformat()})  # a step may be writing just now
+        rest = (*_TAKE_BACK, look)
+        interrupts.interrupt(visit.ledger, known.id, _CANCELED.reason, rest, State.CANCELLED)
         return None
     return _changed_total(visit, known, remote)
 
@@ -275,8 +303,12 @@ def _review_finished(visit: Visit, known: Known, row: Row) -> str | None:
     elif known.state == State.DONE and canceled:
         return "it is canceled in TastyIgniter, but done here: take it back in the ERP by hand"
     elif known.state == State.CANCELLED and not canceled:
-        return f"it is cancelled here and in the ERP, but stands at status {remote.status_id} in TastyIgniter"
+        return _reopened(remote)
     return None
+
+
+def _reopened(remote: RemoteOrder) -> str:
+    return f"it is cancelled here and in the ERP, but stands at status {remote.status_id} in TastyIgniter"
 
 
 def _changed_total(visit: Visit, known: Known, remote: RemoteOrder) -> str | None:
@@ -305,9 +337,11 @@ def _check_deleted(ledger: Ledger, account: Account, order_id: str, facts: dict[
     """Raises `Refused` unless the order is gone for good: a token that sees other locations gets the same answer (2).
 
     It is, if the site said so itself, or if the token sees others of the order's location."""
-    if schema.says_deleted(_told_of(ledger, account, order_id)):
+    told = _told_of(ledger, account, order_id)
+    if schema.says_deleted(told):
         return
-    if "location" in facts and _sees(account, facts["location"]):
+    places = [facts["location"]] if "location" in facts else [row.get("location_id") for row in schema.rows_among(told)]
+    if places and _sees(account, places[0]):
         return
     raise Refused(
         f"{absent.reason}: deleted, or its location is out of the token's sight; if it was deleted, cancel it with "
@@ -330,19 +364,18 @@ def _told_of(ledger: Ledger, account: Account, order_id: str) -> list[str]:
 
 
 def _gone(job: Job, account: Account, absent: Absent) -> Ended:
-    """The end of an order that a step does not find; one that never reached the ERP is no loss. Raises `Refused`."""
+    """The end of an order that a step does not find. One of which nobody but an event told, and which never reached
+    the ERP, is no loss. Raises `Refused`."""
     try:
         _check_deleted(job.ledger, account, job.external_id, job.facts, absent)
     except Refused:
-        if job.has_tried("erp.order"):
+        if job.has_tried("erp.order") or schema.rows_among(_told_of(job.ledger, account, job.external_id)):
             raise
         return Ended("it is not there, or out of this token's sight, as orders of other locations are")
     return Ended("deleted in TastyIgniter", cancelled=True)
 
 
 # -- the steps --------------------------------------------------------------------------------------------------------
-
-_CANCELED = Ended("canceled in TastyIgniter", cancelled=True)
 
 
 @step("tastyigniter.fetch")
@@ -356,7 +389,7 @@ def fetch(job: Job, account: Account) -> Outcome:
     if over is not None:
         return over
     if not remote.lines:
-        remote = schema.with_lines_of(remote, _told_of(job.ledger, account, job.external_id))
+        remote = schema.with_what_events_told(remote, _told_of(job.ledger, account, job.external_id))
     return _wait_for_lines(job, account, remote) or _fetched(job, account, document, remote)
 
 
@@ -394,13 +427,16 @@ def _left(job: Job, name: str, seconds: float) -> tuple[float, dict[str, str]] |
 def _before_us(job: Job, account: Account, remote: RemoteOrder) -> str | None:
     kept = _kept(job.ledger, account)
     zone: ZoneInfo = account.options.zone
+    statuses: Statuses = account.options.statuses
     created = schema.stamp(remote.created_at, zone)
     if kept.is_old(remote, zone):
         return f"ordered at {created:%Y-%m-%d %H:%M}Z, long before the fleet began"
     began = datetime.fromisoformat(kept.began) - SKEW
-    if account.options.statuses.final(remote.status_id) and created is not None and created < began:
-        return "finished before the fleet began"
-    return None
+    if not statuses.final(remote.status_id) or created is None or created >= began:
+        return None
+    # It may have waited here while the restaurant finished it.
+    was_open = schema.was_open(_told_of(job.ledger, account, job.external_id), statuses)
+    return None if was_open else "finished before the fleet began"
 
 
 def _wait_for_lines(job: Job, account: Account, remote: RemoteOrder) -> Again | None:
@@ -420,12 +456,14 @@ def _fetched(job: Job, account: Account, document: dict[str, Any], remote: Remot
     # The site's currency of today may not be the order's: the first one that we saw counts (8).
     frozen = replace(remote, currency=job.facts.get("currency") or remote.currency)
     converted = schema.to_order(frozen, zone=options.zone, currency=options.currency, whole=options.product)
+    waited = not remote.lines and options.webhooks and options.lines_seconds > 0
+    flags = [*converted.flags, *(["nobody told its dishes in time: one line stands for them"] if waited else [])]
     facts = {
         "currency": converted.order.currency,
         "total": _total_text(remote),
         "location": remote.location_id,
         **({"rounding": converted.rounding} if converted.rounding else {}),
-        **(job.flagged(*converted.flags) if converted.flags else {}),
+        **(job.flagged(*flags) if flags else {}),
     }
     lines = f"{len(converted.order.lines)} lines" if remote.lines else "one line stands for its dishes"
     return Done(
@@ -459,6 +497,9 @@ def _move(job: Job, account: Account, target: int) -> Outcome:
         remote = _read(job, account, history=job.look)
         if remote.status_id == statuses.canceled:
             return _CANCELED
+        over = _wrote_over(job, account, remote, target, _since(job)) if job.look else None
+        if over is not None:
+            return over
         reached = _reached_before(job, remote, statuses, target)
         if reached is not None:
             return skipped(reached)
@@ -506,12 +547,32 @@ def _written(job: Job, account: Account, before: RemoteOrder, target: int) -> Ou
     """What the order says now: the answer to the write is stale (3.2)."""
     statuses: Statuses = account.options.statuses
     after = _read(job, account, history=True)
-    if target != statuses.canceled and schema.overran(after, target, statuses.canceled):
-        reason = f"canceled in TastyIgniter at the moment in which it was set to {target}"
-        return Ended(reason, cancelled=True, rest=(Planned("tastyigniter.cancel"),))
+    over = _wrote_over(job, account, after, target, None)
+    if over is not None:
+        return over
+    if after.status_id == statuses.canceled != target:
+        return _CANCELED
     if after.status_id == before.status_id:
         raise TryLater(f"after the PATCH, the order is still {after.status_id}", status=READ_FAILED)
     return Done(detail=f"status {target}")
+
+
+def _wrote_over(
+    job: Job, account: Account, remote: RemoteOrder, target: int, since: datetime | None
+) -> Ended | Done | None:
+    """What becomes of an order whose status we wrote in the very moment in which somebody finished it: what they say
+    counts. None: nobody did. `since` as in `schema.overran`."""
+    statuses: Statuses = account.options.statuses
+    below = schema.overran(remote, target, statuses, _comment(job, remote), since)
+    if below is None:
+        return None
+    moment = f"at the moment in which it was set to {target}"
+    if below == statuses.canceled:
+        rest = (Planned("tastyigniter.cancel", data={"overran": target}),)
+        return Ended(f"canceled in TastyIgniter {moment}", cancelled=True, rest=rest)
+    sentence = f"it was completed in TastyIgniter {moment}: set right there by hand what it is to stand at"
+    _show(job.ledger, account, job.external_id, sentence)
+    return Done(detail=f"status {target}, on top of {below}", facts=job.flagged(sentence))
 
 
 def _read(job: Job, account: Account, *, history: bool = False) -> RemoteOrder:
@@ -520,23 +581,89 @@ def _read(job: Job, account: Account, *, history: bool = False) -> RemoteOrder:
 
 @step("tastyigniter.cancel")
 def cancel(job: Job, account: Account) -> Outcome:
-    """The ERP or an operator cancelled: the restaurant learns of it, unless the order is completed."""
+    """The ERP or an operator cancelled: the restaurant learns of it, unless the order is completed. Or the staff did,
+    and we wrote on top of it: in the data, `overran` is what we wrote, `seen` is when we saw it canceled."""
     statuses: Statuses = account.options.statuses
     try:
-        remote = _read(job, account, history=job.look)
-    except Absent:
-        return skipped("is not there any more")
-    if remote.status_id == statuses.canceled:
-        return skipped("is canceled already")
-    if remote.status_id == statuses.completed:
-        raise Refused(
-            "cancelled in the ERP, but completed in TastyIgniter: nothing leaves that status without a person"
-        )
-    try:
+        remote = _read(job, account, history=job.look or "seen" in job.data)
+        if remote.status_id == statuses.canceled:
+            over = _wrote_over(job, account, remote, statuses.canceled, _since(job)) if job.look else None
+            return over or skipped("is canceled already")
+        if _was_reopened(job, remote, statuses):
+            _show(job.ledger, account, job.external_id, _reopened(remote))
+            return skipped(_reopened_since(remote))
+        if remote.status_id == statuses.completed and not _is_ours(job, statuses):
+            raise Refused(_completed_there(job, statuses))
         _write(job, account, remote, statuses.canceled)
         return _written(job, account, remote, statuses.canceled)
-    except Absent:
-        return skipped("is not there any more")
+    except Absent as absent:
+        return _told_to_nobody(job, account, absent)
+
+
+def _reopened_since(remote: RemoteOrder) -> str:
+    return f"was canceled before, and is {remote.status_id} now"
+
+
+def _was_reopened(job: Job, remote: RemoteOrder, statuses: Statuses) -> bool:
+    """Whether a person has it stand where it does though it was canceled: by us, or by the staff, as we saw."""
+    if job.look and schema.moved(remote, statuses.canceled, _comment(job, remote), _since(job)):
+        return True
+    if "seen" not in job.data:
+        return False
+    seen = datetime.fromisoformat(job.data["seen"])
+    if remote.flat:  # there is no history to ask
+        ours = dict(zip((statuses.preparing, statuses.completed), _MOVES, strict=True)).get(remote.status_id or 0)
+        return ours is None or not _has_ended_since(job, seen, ours)
+    return schema.overran(remote, remote.status_id, statuses, _comment(job, remote), seen) != statuses.canceled
+
+
+def _has_ended_since(job: Job, moment: datetime, *steps: str) -> bool:
+    """Whether a try of one of these steps, that did not find it canceled, ended after `moment`."""
+    told = queries.timeline(job.ledger, job.claim.id)
+    tries = (one for one in told if one["kind"] == "attempt" and one["detail"] != _CANCELED.reason)
+    return any(one["what"] in steps and one["at"] >= moment for one in tries)
+
+
+def _is_ours(job: Job, statuses: Statuses) -> bool:
+    """Whether it was us who set it to completed, on top of a cancellation."""
+    return "seen" in job.data or job.data.get("overran") == statuses.completed
+
+
+def _completed_there(job: Job, statuses: Statuses) -> str:
+    if "overran" in job.data:
+        return (
+            "it was canceled in TastyIgniter, and is completed there by now; the ERP still has it: set it to "
+            f"{statuses.canceled} there and replay it, or see to it in the ERP by hand"
+        )
+    return "cancelled in the ERP, but completed in TastyIgniter: nothing leaves that status without a person"
+
+
+def _told_to_nobody(job: Job, account: Account, absent: Absent) -> Outcome:
+    """The restaurant cannot be told. Nobody needs to be, if it was deleted, or if it was canceled there and nothing
+    written since. Else it waits to be seen again, unless a person, who cancels or replays it, is told so. Raises
+    `Refused`."""
+    if "seen" in job.data and not _has_ended_since(job, datetime.fromisoformat(job.data["seen"]), *_MOVES):
+        return skipped("is not to be seen; it was canceled there")
+    try:
+        _check_deleted(job.ledger, account, job.external_id, job.facts, absent)
+    except Refused:
+        words = f"{absent.reason}: deleted, or its location is out of the token's sight"
+        if not _by_a_person(job):
+            raise Refused(
+                f"{words}; if it was deleted, `orderfleet replay` has it end here, else let the token's user see the "
+                "location: then the restaurant is told",
+                status=404,
+                recheck=LOOK_AGAIN,
+            ) from None
+        _show(job.ledger, account, job.external_id, f"cancelled, but the restaurant was not told: {words}")
+        return skipped("is deleted, or out of the token's sight: told to nobody")
+    return skipped("is deleted in TastyIgniter")
+
+
+def _by_a_person(job: Job) -> bool:
+    """An operator's cancellation goes to the ERP first, the ERP's own only to the restaurant."""
+    before = job.claim.plan[job.claim.position - 1].name if job.claim.position else None
+    return "replayed" in job.facts or (before == "erp.cancel" and not job.data)
 
 
 # -- what a replay would do -------------------------------------------------------------------------------------------
@@ -571,6 +698,8 @@ def _foresee(job: Job, account: Account, target: int) -> Preview:
         return already("is deleted, or out of the token's sight: its plan ends here, or a person must act")
     if remote.status_id == statuses.canceled:
         return already("is canceled in TastyIgniter: its plan ends here")
+    if schema.overran(remote, target, statuses, _comment(job, remote), _since(job)) == statuses.canceled:
+        return call("was canceled in TastyIgniter: its plan ends here")
     reached = _reached_before(job, remote, statuses, target)
     return already(reached) if reached else call(f"sets the status to {target}, of which the customer may get a mail")
 
@@ -579,13 +708,15 @@ def _foresee(job: Job, account: Account, target: int) -> Preview:
 def foresee_cancel(job: Job, account: Account) -> Preview:
     statuses: Statuses = account.options.statuses
     try:
-        remote = _read(job, account)
+        remote = _read(job, account, history=True)
     except Absent:
-        return already("is not there any more")
-    if remote.status_id == statuses.completed:
-        return call("would stop: it is completed in TastyIgniter")
+        return already("is deleted, or out of the token's sight: nobody is told there, or a person must act")
     if remote.status_id == statuses.canceled:
         return already("is canceled already")
+    if _was_reopened(job, remote, statuses):
+        return already(_reopened_since(remote))
+    if remote.status_id == statuses.completed and not _is_ours(job, statuses):
+        return call("would stop: it is completed in TastyIgniter")
     return call(f"sets the status to {statuses.canceled}")
 
 
@@ -615,13 +746,23 @@ def _run_delete(job: Job, account: Account, data: dict[str, Any]) -> str:
     try:
         account.client.delete_order(job.external_id)
     except Absent:
+        _tell_deleted(job, account)
         return "it was not there any more"
     except TryLater:
         if _is_there(job, account):
             raise
     if _is_there(job, account):
         raise TryLater("the site said yes, but the order is still there", status=READ_FAILED)
+    _tell_deleted(job, account)
     return f"order {job.external_id} is deleted in TastyIgniter"
+
+
+def _tell_deleted(job: Job, account: Account) -> None:
+    """Nobody else may tell it, and from the answers it is not to be seen: others are out of sight just so (2)."""
+    order_id = job.external_id
+    body = json.dumps({"action": "deleted", "order": {"order_id": int(order_id)}})
+    told = Arrival(account.name, order_id, f"deleted:{order_id}", "deleted", body, (), order_id, news=True)
+    intake.take_in(job.ledger, "tastyigniter", [told])
 
 
 def _is_there(job: Job, account: Account) -> bool:

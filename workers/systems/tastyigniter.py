@@ -31,7 +31,7 @@ def _read(read: AccountReader) -> dict[str, Any]:
         "currency": _currency(read),
         "statuses": _statuses(read),
         "product": read.text("ORDER_PRODUCT", "ORDER"),
-        "lines_seconds": read.whole("LINES_SECONDS", 30),
+        "lines_seconds": read.whole("LINES_SECONDS", 120),
     }
 
 

@@ -25,11 +25,13 @@ from schemas.tastyigniter import (
     parse_event,
     parse_order,
     posted,
+    rows_among,
     says_deleted,
     slim,
     stamp,
     to_order,
-    with_lines_of,
+    was_open,
+    with_what_events_told,
 )
 
 PAYLOADS = Path(__file__).parents[2] / "payloads" / "tastyigniter"
@@ -207,7 +209,9 @@ def test_trap_31_an_order_without_dishes_is_one_line():
 def test_trap_31_lines_and_totals_beside_the_order_of_a_webhook_are_its_dishes():
     event = parse_event(raw("webhook_placed"))
     bare = read(p1(order_total=24, order_totals=[]))
-    remote: Any = with_lines_of(bare, [parse_event(raw("webhook_status_added")).body, event.body, "[]", '{"order": 1}'])
+    remote: Any = with_what_events_told(
+        bare, [parse_event(raw("webhook_status_added")).body, event.body, "[]", '{"order": 1}']
+    )
     assert [(line.id, line.name, line.total) for line in remote.lines] == [(5, "Rice", 24)]
     assert [row.code for row in remote.totals] == ["subtotal", "delivery", "total"]
     assert converted(p1()).order.lines[0].key == "order"
@@ -227,14 +231,51 @@ def test_the_newest_telling_of_the_dishes_counts():
 
     older, newer = told("2025-06-05T12:00:00.000000Z", "Rice"), told("2025-06-05T12:00:01.000000Z", "Soup")
     for bodies in ([older, newer], [newer, older]):
-        assert [line.name for line in with_lines_of(read(p1()), bodies).lines] == ["Soup"]
+        assert [line.name for line in with_what_events_told(read(p1()), bodies).lines] == ["Soup"]
     own = read(p3())
-    assert with_lines_of(own, [newer]) == own
+    assert with_what_events_told(own, [newer]) == own
+
+
+def test_trap_31_where_a_delivery_is_taken_to_is_told_by_the_newest_event_that_says_it():
+    def told(at, **fields):
+        return json.dumps({"action": "updated", "order": {"order_id": 7, "updated_at": at, **fields}})
+
+    older = told("2025-06-05T12:00:00.000000Z", formatted_address="1 Example Street", delivery_comment="ring twice")
+    newer = told("2025-06-05T12:00:01.000000Z", formatted_address="2 Example Street")
+    remote = with_what_events_told(read(p1()), [older, newer])
+    assert (remote.formatted_address, remote.delivery_comment) == ("2 Example Street", "ring twice")
+    own = with_what_events_told(read(p1(formatted_address="3 Example Street")), [older, newer])
+    assert own.formatted_address == "3 Example Street"
+
+
+EVENT_OF_A_DELETION = json.dumps({"action": "deleted", "order": {"order_id": 7}})
+
+
+def test_trap_20_the_rows_of_lists_among_what_is_kept_of_an_order():
+    flat, resource = json.dumps(p1(), default=str), json.dumps(payload("p3")["data"], default=str)
+    rows = rows_among([EVENT_OF_A_DELETION, parse_event(raw("webhook_placed")).body, resource, "{}", "[]", flat])
+    assert [(row["order_id"], row["location_id"]) for row in rows] == [("7", 1), (7, 1)]
+
+
+@pytest.mark.parametrize(
+    ("shown", "is_open"),
+    [
+        ([], False),
+        ([{"order_id": 7, "status_id": 5}, {"order_id": 7, "status_id": "9"}], False),
+        ([{"order_id": 7, "status_id": 5}, {"order_id": 7, "status_id": 1}], True),
+        ([{"order_id": 7, "status_id": None}], True),
+        ([{"id": "7", "attributes": {"status_id": 2}}], True),
+        ([{"action": "updated", "order": {"order_id": 7, "status_id": 3}}], True),
+        ([{"action": "updated", "order": {"order_id": 7}}, {}, []], False),
+    ],
+)
+def test_whether_what_is_kept_shows_the_order_before_it_was_finished(shown, is_open):
+    assert was_open([json.dumps(one) for one in shown], Statuses()) is is_open
 
 
 def test_an_event_whose_order_cannot_be_read_is_passed_over():
     odd = json.dumps({"order": {"order_id": 7}, "order_menus": [dish(5, quantity="x")]})
-    assert with_lines_of(read(p1()), [odd]).lines == ()
+    assert with_what_events_told(read(p1()), [odd]).lines == ()
 
 
 # === Time ===================================================================================================
@@ -482,11 +523,40 @@ def test_trap_04_what_the_history_tells_of_a_write_without_an_answer(rows, done)
     assert moved(history(*rows), 3, "ERP order SO-1", SINCE) is done
 
 
-def test_trap_33_a_row_on_top_of_a_cancellation():
-    assert overran(history((1, 1, None, None), (2, 9, None, None), (3, 3, None, None)), 3, 9)
-    assert not overran(history((2, 9, None, None), (3, 1, None, None), (4, 3, None, None)), 3, 9)
-    assert not overran(history((4, 3, None, None)), 3, 9)
-    assert not overran(history(), 3, 9)
+OURS = "ERP order SO-1"
+AFTER, BEFORE = "2025-06-05T12:00:00.000000Z", "2025-06-05T10:00:00.000000Z"
+
+
+@pytest.mark.parametrize(
+    ("rows", "target", "below"),
+    [
+        ([(1, 1, None, None), (2, 9, None, None), (3, 3, None, None)], 3, 9),
+        ([(2, 5, None, None), (3, 3, None, None)], 3, 5),
+        ([(2, 5, None, None), (3, 9, None, None)], 9, 5),
+        ([(2, 5, OURS, None), (3, 9, OURS, None)], 9, None),
+        ([(2, 9, None, None), (3, 9, None, None)], 9, None),
+        ([(2, 9, None, None), (3, 1, None, None), (4, 3, None, None)], 3, None),
+        ([(2, 9, None, None), (3, 3, None, None), (4, 4, None, None)], 3, None),
+        ([(4, 3, None, None)], 3, None),
+        ([], 3, None),
+    ],
+)
+def test_trap_33_a_row_on_top_of_one_that_nothing_leaves(rows, target, below):
+    assert overran(history(*rows), target, Statuses(), OURS, None) == below
+
+
+@pytest.mark.parametrize(
+    ("row", "comment", "below"),
+    [
+        ((3, 3, OURS, None), OURS, 9),
+        ((3, 3, None, AFTER), OURS, None),
+        ((3, 3, None, AFTER), None, 9),
+        ((3, 3, None, BEFORE), None, None),
+        ((3, 3, None, None), None, None),
+    ],
+)
+def test_trap_33_in_a_later_try_it_must_be_ours(row, comment, below):
+    assert overran(history((2, 9, None, None), row), 3, Statuses(), comment, SINCE) == below
 
 
 # === Events =================================================================================================

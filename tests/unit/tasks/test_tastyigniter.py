@@ -184,6 +184,32 @@ def delivered(driver: Restaurant) -> None:
     driver.read_news()
 
 
+@contextmanager
+def out_of_sight(driver: Restaurant) -> Iterator[None]:
+    """Meanwhile the token sees orders of another location only."""
+    driver.add(location_id=2)
+    driver.remote.control.backend.options.change({"tokens": {"2|south": {"locations": [2]}}})
+    auth = driver.visit().account.client._auth
+    mine, auth._headers = auth._headers, {"Authorization": "Bearer 2|south"}
+    yield
+    auth._headers = mine
+
+
+def just_before(driver: Restaurant, method: str, act: Callable[[], None]) -> None:
+    """Once, when the site gets such a request, and before it does anything."""
+    waiting = [act]
+
+    def once() -> None:
+        if request.method == method and waiting:
+            waiting.pop()()
+
+    driver.remote.app.before_request_funcs.setdefault(None, []).append(once)
+
+
+def hours_ago(driver: Restaurant, hours: float) -> float:
+    return queries.database_now(driver.ledger).timestamp() - hours * 3600
+
+
 # === The flow ===============================================================================================
 
 
@@ -370,11 +396,12 @@ def test_trap_23_another_422_is_a_persons_business(open_restaurant):
     assert driver.requests("PATCH") == 2
 
 
-def answers(driver: Restaurant, method: str, status: int, body: str) -> None:
+def answers(driver: Restaurant, method: str, status: int, body: str, path: str = "") -> None:
     """The site answers so, and does nothing."""
 
     def answer() -> Any:
-        return Response(body, status, mimetype="application/json") if request.method == method else None
+        asked = request.method == method and request.path.endswith(path)
+        return Response(body, status, mimetype="application/json") if asked else None
 
     driver.remote.app.before_request_funcs.setdefault(None, []).append(answer)
 
@@ -388,14 +415,104 @@ def test_trap_23_a_422_about_something_else_is_not_repeated(today):
     assert today.requests("PATCH") == 1
 
 
-def test_trap_33_a_cancellation_in_the_moment_of_our_write_is_not_undone(today):
-    number = today.stand_before("tastyigniter.preparing")
+MOVES = {"tastyigniter.preparing": 3, "tastyigniter.completed": 5}
+
+
+@pytest.mark.parametrize("answer", ["kept", "lost", "429 afterwards", "worker dead"])
+@pytest.mark.parametrize(("step", "target"), MOVES.items())
+def test_trap_33_a_cancellation_in_the_moment_of_our_write_is_not_undone(today, step, target, answer):
+    number = today.stand_before(step)
+    before = today.moves(number)
     today.interpose("GET", number, status_id=9)
+    if answer == "lost":
+        today.fail("lost_answer", "PATCH", times=1)
+    elif answer == "429 afterwards":
+        just_before(today, "PATCH", lambda: today.fail("429", "GET", retry_after=1, times=1))
+    elif answer == "worker dead":
+        sending.take_ready_orders(today.ledger, [today.order(number)["id"]])
+        today.dies_at(number)
+        today.worker.queue.clear()
     today.go()
+    today.go_on()
     assert today.state(number) == "cancelled"
     assert today.status(number) == 9
-    assert today.moves(number) == ["status:9->3", "status:3->9"]
+    assert today.moves(number) == [*before, f"status:9->{target}", f"status:{target}->9"]
     assert [row["stage"] for row in today.in_erp(number)] == ["cancelled"]
+    assert today.problems() == []
+
+
+@pytest.mark.parametrize("step", MOVES)
+def test_trap_33_a_cancellation_just_after_our_write_is_seen(restaurant, step):
+    number = restaurant.stand_before(step)
+    restaurant.interpose("PATCH", number, status_id=9)
+    restaurant.go()
+    assert (restaurant.state(number), restaurant.status(number)) == ("cancelled", 9)
+    assert [row["stage"] for row in restaurant.in_erp(number)] == ["cancelled"]
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["answer kept", "answer lost"])
+def test_trap_33_a_cancellation_of_which_we_learn_while_the_step_writes_on_top_of_it(restaurant, lost):
+    """There is no history on a site of 2020, but we know what we saw, and that our step ended afterwards."""
+    number = restaurant.stand_before("tastyigniter.preparing")
+
+    def cancel_it() -> None:
+        restaurant.remote.edit(number, status_id=9)
+        restaurant.poll()
+        assert restaurant.column(number, "interrupt")
+        if lost:
+            restaurant.fail("lost_answer", "PATCH", times=1)
+
+    just_before(restaurant, "PATCH", cancel_it)
+    restaurant.go()
+    restaurant.go_on()
+    assert restaurant.moves(number) == ["status:9->3", "status:3->9"]
+    assert (restaurant.state(number), restaurant.status(number)) == ("cancelled", 9)
+    assert [row["stage"] for row in restaurant.in_erp(number)] == ["cancelled"]
+    assert restaurant.problems() == []
+
+
+@pytest.mark.parametrize("status", [1, 3, 5])
+def test_trap_33_what_a_person_opens_again_while_it_is_taken_back_stays_so_and_is_shown(restaurant, status):
+    number = restaurant.take_in()
+    restaurant.go()
+    restaurant.remote.edit(number, status_id=9)
+    restaurant.poll()
+    restaurant.remote.edit(number, status_id=status)
+    restaurant.go()
+    assert (restaurant.state(number), restaurant.status(number)) == ("cancelled", status)
+    assert restaurant.moves(number) == ["status:1->3"]
+    words = f"it is cancelled here and in the ERP, but stands at status {status} in TastyIgniter"
+    assert restaurant.problems() == [words]
+
+
+def test_trap_33_what_the_staff_completes_after_our_write_over_their_cancellation_stops_with_true_words(today):
+    number = today.stand_before("tastyigniter.preparing")
+    today.interpose("GET", number, status_id=9)
+    today.go(hold=["tastyigniter.cancel"])
+    today.remote.edit(number, status_id=5)
+    today.go_on(1)
+    assert today.state(number) == "parked"
+    assert today.order(number)["error"].startswith("it was canceled in TastyIgniter, and is completed there by now")
+    assert [row["stage"] for row in today.in_erp(number)] == ["confirmed"]
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["answer kept", "answer lost"])
+@pytest.mark.parametrize("ours", [3, 9])
+def test_trap_33_what_the_staff_completed_in_the_moment_of_our_write_is_shown(today, ours, lost):
+    number = today.stand_before("tastyigniter.preparing")
+    if ours == 9:
+        today.go()
+        today.tell(number, "cancelled")
+    today.interpose("GET", number, status_id=5)
+    if lost:
+        today.fail("lost_answer", "PATCH", times=1)
+    today.go()
+    today.go_on(1)
+    assert today.moves(number)[-1] == f"status:5->{ours}"
+    (problem,) = today.problems()
+    assert problem.startswith(f"it was completed in TastyIgniter at the moment in which it was set to {ours}")
+    assert today.order(number)["facts"]["flags"] == [problem]
+    assert today.state(number) == {3: "waiting", 9: "cancelled"}[ours]
 
 
 # === Statuses ===============================================================================================
@@ -466,7 +583,7 @@ def test_cancelled_or_deleted_at_any_moment_ends_cancelled(restaurant, step, pat
     restaurant.remote.edit(number, **patch)
     restaurant.poll()
     restaurant.go()
-    assert restaurant.state(number) == ("ignored" if step == STEPS[0] and "deleted" in patch else "cancelled")
+    assert restaurant.state(number) == "cancelled"
     assert [row["stage"] for row in restaurant.in_erp(number)] in ([], ["cancelled"])
     assert "status:9->3" not in restaurant.moves(number)
 
@@ -537,6 +654,19 @@ def test_trap_04_status_9_is_written_once(restaurant, lost):
     assert "status:9->9" not in restaurant.moves(number)
 
 
+def test_trap_04_a_person_who_opens_it_again_after_our_9_is_not_overruled(today):
+    number = today.take_in()
+    today.go()
+    today.tell(number, "cancelled")
+    today.fail("lost_answer", "PATCH", times=1)
+    today.interpose("PATCH", number, status_id=3)
+    today.go()
+    today.go_on(1)
+    assert today.moves(number) == ["status:1->3", "status:3->9"]
+    assert (today.state(number), today.status(number)) == ("cancelled", 3)
+    assert today.problems() == ["it is cancelled here and in the ERP, but stands at status 3 in TastyIgniter"]
+
+
 @pytest.mark.parametrize(
     ("patch", "state", "words"),
     [
@@ -546,6 +676,7 @@ def test_trap_04_status_9_is_written_once(restaurant, lost):
     ],
 )
 def test_the_erp_cancels_what_is_over_already(restaurant, patch, state, words):
+    restaurant.add()  # another one of the location: what the token sees
     number = restaurant.take_in()
     restaurant.go()
     restaurant.tell(number, "cancelled")
@@ -558,6 +689,7 @@ def test_the_erp_cancels_what_is_over_already(restaurant, patch, state, words):
 
 
 def test_it_is_deleted_while_status_9_is_written(today):
+    today.add()
     number = today.take_in()
     today.go()
     today.tell(number, "cancelled")
@@ -638,6 +770,67 @@ def test_trap_20_an_order_that_the_token_no_longer_sees_is_not_cancelled(today):
     client._auth._headers = {"Authorization": "Bearer 9|renewed"}
     today.go_on()
     assert (today.state(number), today.status(number)) == ("done", 5)
+
+
+def test_trap_20_an_order_that_the_poll_has_seen_is_not_ignored_because_it_is_out_of_sight(today):
+    number = today.take_in()
+    with out_of_sight(today):
+        today.go()
+        assert today.state(number) == "parked"
+        assert "out of the token's sight" in today.order(number)["error"]
+    today.go_on(ships=True)
+    assert today.state(number) == "done"
+    assert len(today.in_erp(number)) == 1
+
+
+def test_trap_20_a_restaurant_that_cannot_be_told_of_a_cancellation_is_told_when_it_is_in_sight_again(today):
+    number = today.take_in()
+    today.go()
+    with out_of_sight(today):
+        today.tell(number, "cancelled")
+        today.go()
+        assert today.state(number) == "parked"
+        assert "out of the token's sight" in today.order(number)["error"]
+    today.go_on()
+    assert (today.state(number), today.status(number)) == ("cancelled", 9)
+
+
+def cannot_be_told(driver: Restaurant, number: int) -> bool:
+    (problem,) = driver.problems()
+    return driver.state(number) == "cancelled" and problem.startswith("cancelled, but the restaurant was not told: ")
+
+
+def test_trap_20_an_operators_own_cancellation_does_not_wait_for_it(today):
+    number = today.take_in()
+    today.go()
+    with out_of_sight(today):
+        operators.cancel(today.ledger, today.order(number), today.fleet.systems["tastyigniter"], "ann")
+        today.go()
+    assert cannot_be_told(today, number)
+    assert [row["stage"] for row in today.in_erp(number)] == ["cancelled"]
+
+
+def test_trap_20_a_replay_says_that_it_need_not_be_told(today):
+    number = today.take_in()
+    today.go()
+    today.remote.edit(number, deleted=True)
+    today.tell(number, "cancelled")
+    today.go_on()
+    assert today.state(number) == "parked"
+    assert "`orderfleet replay`" in today.order(number)["error"]
+    today.replay(number)
+    today.go()
+    assert cannot_be_told(today, number)
+
+
+def test_trap_20_what_the_staff_canceled_need_not_be_told_to_them(today):
+    number = today.take_in()
+    today.go()
+    today.remote.edit(number, status_id=9)
+    today.poll()
+    with out_of_sight(today):
+        today.go()
+    assert (today.state(number), today.problems()) == ("cancelled", [])
 
 
 def test_trap_20_the_last_order_of_a_location_is_gone_if_the_site_says_so(with_webhooks):
@@ -838,11 +1031,80 @@ def test_trap_17_abandoned_checkouts_are_forgotten_after_some_days(restaurant):
     assert "999" not in restaurant.kept().unplaced
 
 
-def test_trap_17_a_checkout_that_was_deleted_is_forgotten(restaurant):
+def off_the_page(driver: Restaurant, *numbers: int, days: float = 0) -> None:
+    """These checkouts are noted since so many days, and newer orders have pushed them off the page that is read."""
+    driver.add(110, processed=False)
+    for _ in range(3):
+        driver.poll()
+    since = queries.database_now(driver.ledger) - timedelta(days=days)
+    driver.keep(unplaced={str(number): since.isoformat() for number in numbers})
+
+
+@pytest.mark.parametrize("bad", [1, 2])
+def test_trap_17_checkouts_that_cannot_be_read_do_not_hide_orders(restaurant, bad):
+    checkouts = [restaurant.add(processed=False) for _ in range(bad)]
+    number = restaurant.take_in()
+    restaurant.go()
+    off_the_page(restaurant, *checkouts, days=4)
+    restaurant.remote.edit(number, status_id=9)
+    rules = [FaultRule(kinds=("500_before",), method="GET", path_contains=f"/orders/{one}") for one in checkouts]
+    restaurant.remote.control.faults.set(rules)
     restaurant.poll()
-    restaurant.keep(unplaced={"999": restaurant.kept().began})
+    restaurant.go()
+    assert restaurant.state(number) == "cancelled"
+    # They are not forgotten before somebody has seen that they are not placed.
+    assert restaurant.kept().unplaced.keys() >= {str(one) for one in checkouts}
+    restaurant.remote.control.faults.set([])
+    restaurant.keep(unplaced={str(one): restaurant.kept().unplaced[str(one)] for one in checkouts})
     restaurant.poll()
-    assert restaurant.kept().unplaced == {}
+    assert restaurant.kept().unplaced.keys().isdisjoint(str(one) for one in checkouts)
+
+
+def test_trap_17_what_is_placed_but_cannot_be_understood_stops_and_is_not_forgotten(today):
+    number = today.take_in(processed=False)
+    off_the_page(today, number)
+    today.remote.edit(number, processed=True, telephone=7)
+    today.poll()
+    today.go()
+    assert today.state(number) == "parked"
+    assert "telephone: Not a valid string" in today.order(number)["error"]
+
+
+def test_trap_17_a_checkout_is_looked_at_once_more_before_it_is_forgotten(restaurant):
+    number = restaurant.take_in(processed=False)
+    off_the_page(restaurant, number, days=4)
+    restaurant.remote.edit(number, processed=True)
+    restaurant.poll()
+    restaurant.go(ships=True)
+    assert restaurant.state(number) == "done"
+
+
+def test_trap_17_a_checkout_that_is_refused_is_shown(today):
+    number = today.take_in(processed=False)
+    off_the_page(today, number)
+    answers(today, "GET", 409, '{"message": "no"}', path=f"/orders/{number}")
+    today.poll()
+    assert any("409" in problem for problem in today.problems())
+
+
+def test_trap_17_a_checkout_that_was_deleted_is_forgotten_in_the_end(restaurant):
+    restaurant.poll()
+    long_ago = queries.database_now(restaurant.ledger) - timedelta(days=4)
+    restaurant.keep(unplaced={"998": restaurant.kept().began, "999": long_ago.isoformat()})
+    restaurant.poll()
+    assert restaurant.kept().unplaced.keys() == {"998"}
+
+
+def test_trap_20_a_checkout_that_is_out_of_sight_for_a_moment_is_not_forgotten(today):
+    number = today.take_in(processed=False)
+    off_the_page(today, number)
+    with out_of_sight(today):
+        today.poll()
+    today.remote.edit(number, processed=True)
+    for _ in range(30):
+        today.poll()
+    today.go(ships=True)
+    assert today.state(number) == "done"
 
 
 # === The poll ===============================================================================================
@@ -964,6 +1226,39 @@ def test_old_orders_are_not_taken_in_when_the_fleet_begins(restaurant):
     assert old not in listed(restaurant)
 
 
+def test_what_was_open_when_it_was_taken_in_reaches_the_erp_though_the_kitchen_is_quicker(restaurant):
+    earlier = hours_ago(restaurant, 1)
+    number = restaurant.take_in(created_at=earlier, updated_at=earlier)
+    restaurant.remote.edit(number, status_id=5)
+    restaurant.go(ships=True)
+    assert restaurant.state(number) == "done"
+    assert len(restaurant.in_erp(number)) == 1
+
+
+def test_trap_13_though_it_was_completed_before_the_time_zone_was_mended(open_restaurant):
+    driver = open_restaurant(TASTYIGNITER_TIMEZONE="Asia/Nicosia")
+    earlier = hours_ago(driver, 1)
+    number = driver.take_in(created_at=earlier, updated_at=earlier)
+    driver.go()
+    assert driver.state(number) == "parked"
+    driver.remote.edit(number, status_id=5)
+    driver.remote.control.backend.options.change({"zone": "Asia/Nicosia"})
+    driver.go_on(ships=True)
+    assert driver.state(number) == "done"
+    assert len(driver.in_erp(number)) == 1
+
+
+def test_what_a_webhook_showed_open_is_no_business_of_before_the_fleet(with_webhooks):
+    driver = with_webhooks()
+    earlier = hours_ago(driver, 1)
+    number = driver.add(created_at=earlier, updated_at=earlier)
+    delivered(driver)
+    driver.remote.edit(number, status_id=5)
+    driver.go(ships=True)
+    assert driver.state(number) == "done"
+    assert len(driver.in_erp(number)) == 1
+
+
 def test_an_old_order_of_which_there_is_an_event_is_none_of_ours_unless_a_person_says_so(restaurant):
     old_time = queries.database_now(restaurant.ledger).timestamp() - 3 * 86400
     number = restaurant.add(created_at=old_time, updated_at=old_time)
@@ -1032,6 +1327,17 @@ def test_trap_31_the_dishes_of_a_flat_order_come_from_its_webhook(with_webhooks)
     assert [(row["product"], row["quantity"]) for row in driver.erp_lines(number)] == [("12", 2)]
 
 
+def test_trap_31_where_it_is_taken_to_comes_from_its_webhook_too(with_webhooks):
+    driver = with_webhooks(profile="P1", TASTYIGNITER_LINES_SECONDS="30")
+    address = {"address_1": "1 Example Street", "city": "Paphos"}
+    number = driver.add(order_type="delivery", address=address, address_id=4, delivery_comment="ring twice")
+    delivered(driver)
+    driver.go()
+    (row,) = driver.in_erp(number)
+    assert json.loads(row["ship_to"])["street"] == "1 Example Street, Paphos"
+    assert "Delivery: ring twice" in row["notes"]
+
+
 def test_trap_31_a_poll_that_was_quicker_waits_for_the_webhook(open_restaurant):
     driver = open_restaurant(profile="P1", TASTYIGNITER_LINES_SECONDS="30")
     number = driver.take_in(order_menus=[{"menu_id": 12, "name": "Soup", "quantity": 2, "price": 5.5}])
@@ -1059,6 +1365,7 @@ def test_trap_31_not_for_ever(open_restaurant):
 
     wait_for(through, "it goes on without dishes", 10)
     assert [row["product"] for row in driver.erp_lines(number)] == ["CATERING"]
+    assert driver.order(number)["facts"]["flags"] == ["nobody told its dishes in time: one line stands for them"]
 
 
 def test_trap_31_without_webhooks_nobody_waits(open_restaurant):
@@ -1066,6 +1373,7 @@ def test_trap_31_without_webhooks_nobody_waits(open_restaurant):
     number = driver.take_in()
     driver.go()
     assert [row["product"] for row in driver.erp_lines(number)] == ["ORDER"]
+    assert "flags" not in driver.order(number)["facts"]
 
 
 # === What is read ===========================================================================================
@@ -1178,7 +1486,7 @@ def test_what_a_replay_would_do(today):
         ({}, "sets the status to 9"),
         ({"status_id": 5}, "would stop: it is completed in TastyIgniter"),
         ({"status_id": 9}, "is canceled already"),
-        ({"deleted": True}, "is not there any more"),
+        ({"deleted": True}, "is deleted, or out of the token's sight: nobody is told there, or a person must act"),
     ],
 )
 def test_what_cancelling_would_do(today, patch, text):
@@ -1188,6 +1496,24 @@ def test_what_cancelling_would_do(today, patch, text):
     today.go(hold=["tastyigniter.cancel"])
     today.remote.edit(number, **patch)
     assert today.foreseen(number, "tastyigniter.cancel").text == text
+
+
+def test_what_a_replay_would_do_after_a_cancellation_was_overwritten(today):
+    number = today.stand_before("tastyigniter.preparing")
+    today.interpose("GET", number, status_id=9)
+    today.fail("lost_answer", "PATCH", times=1)
+    today.go()
+    assert today.foreseen(number, "tastyigniter.preparing").text == "was canceled in TastyIgniter: its plan ends here"
+
+
+def test_what_cancelling_would_do_to_an_order_that_was_opened_again(today):
+    number = today.take_in()
+    today.go()
+    today.tell(number, "cancelled")
+    today.fail("lost_answer", "PATCH", times=1)
+    today.interpose("PATCH", number, status_id=3)
+    today.go()
+    assert today.foreseen(number, "tastyigniter.cancel").text == "was canceled before, and is 3 now"
 
 
 def test_a_preview_of_an_unfinished_checkout(today):
@@ -1214,6 +1540,18 @@ def test_trap_29_an_operator_deletes_an_order(open_restaurant, profile):
     driver.poll()
     driver.go()
     assert driver.state(number) == "cancelled"
+
+
+def test_trap_29_the_last_order_of_a_location_is_cancelled_in_the_erp_too(restaurant):
+    """No webhook tells, and nothing else of the location is to be seen."""
+    number = restaurant.take_in()
+    restaurant.go()
+    assert "the ERP's order will be cancelled" in restaurant.doing(number).ask()
+    restaurant.doing(number).run()
+    restaurant.poll()
+    restaurant.go()
+    assert restaurant.state(number) == "cancelled"
+    assert [row["stage"] for row in restaurant.in_erp(number)] == ["cancelled"]
 
 
 def test_a_finished_order_that_is_deleted_leaves_the_erp_alone(today):
@@ -1313,7 +1651,7 @@ def test_trap_13_what_is_needed():
     assert (account.url, account.poll_seconds) == ("https://shop.example.test/api", 60)
     statuses = account.options["statuses"]
     assert (statuses.preparing, statuses.completed, statuses.canceled) == (3, 5, 9)
-    assert (account.options["product"], account.options["lines_seconds"]) == ("ORDER", 30)
+    assert (account.options["product"], account.options["lines_seconds"]) == ("ORDER", 120)
     with pytest.raises(WrongSettings) as caught:
         read_settings({"TASTYIGNITER_URL": "https://shop.example.test/api"})
     assert [problem.partition(":")[0] for problem in caught.value.problems] == [
