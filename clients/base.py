@@ -321,6 +321,10 @@ class Client:
             if frozenset(asked.items()) in seen:
                 raise Call("GET", path).unanswered("the link to the next page leads back to one that was read")
 
+    def patience(self, call: Call) -> float:
+        """Seconds to wait for this call's answer. To be extended where some calls of a system take longer."""
+        return self._timeout
+
     def sort(self, call: Call, answer: requests.Response, expect: type | None) -> Any:
         """Turn an answer into its JSON, or raise what it means. To be extended where a system's statuses lie."""
         if not 200 <= answer.status_code < 300:
@@ -345,7 +349,7 @@ class Client:
         try:
             # Not by `Session.send`: it prepares to follow redirects even if told not to, and keeps cookies.
             adapter = self.session.get_adapter(self._url)
-            answer = adapter.send(request, timeout=self._timeout, **self._surroundings)
+            answer = adapter.send(request, timeout=self.patience(call), **self._surroundings)
             _ = answer.content  # read here, where an error of the connection is still one
         except (OSError, HTTPError) as error:
             raise failure(call, error) from None

@@ -16,8 +16,11 @@ from orders.errors import Misconfigured
 Json = dict[str, Any]
 
 PAGE_SIZE = 250
+LONGEST = 180.0
+"""Seconds that the vendor's own client waits for the answer to a payment, where it waits 60 for others (section 8)."""
 _UNLINKED = "/unlinked_orders"
 _ORDERS = "/orders"
+_PAYMENTS = "/transactions"
 
 
 class VenueToken:
@@ -123,7 +126,7 @@ class Doshii(Client):
 
     def put_transaction(self, transaction_id: str, body: Json) -> Json:
         """E11: go ahead with a payment, or reject it."""
-        return self._document("PUT", f"/transactions/{segment(transaction_id)}", body)
+        return self._document("PUT", f"{_PAYMENTS}/{segment(transaction_id)}", body)
 
     def rejection_codes(self) -> list[Json]:
         """E12: rows of `code`, `description` and `entity`. (The seed's prose spells the path otherwise.)"""
@@ -132,6 +135,12 @@ class Doshii(Client):
     def location(self) -> Json:
         """E14: `id` and `name` of our venue."""
         return self._document("GET", "/location")
+
+    def patience(self, call: Call) -> float:
+        """See `Client`: the answer to a payment may take three times as long as others (section 8)."""
+        if not (call.write and call.path.startswith(_PAYMENTS)):
+            return self._timeout
+        return max(self._timeout, min(3 * self._timeout, LONGEST))
 
     def _document(self, method: str, path: str, document: Json | None = None) -> Json:
         answer: Json = self.request(method, path, document=document)

@@ -229,7 +229,7 @@ class Doshii:
         offset, limit = _number("offset") or 0, min(_number("limit") or 50, 250)
         with self.store.lock:
             found = self.store.linked_since(g.location, bounds["updatedFrom"] or 0)
-            found = [order for order in found if _within(order, bounds) and order.status in (statuses or STATUSES)]
+            found = [order for order in found if _within(order, bounds) and (not statuses or order.status in statuses)]
             if request.args.get("order") == "desc":
                 found.reverse()
             rows = [{"id": order.pos_id, **self._row(order)} for order in found[offset : offset + limit]]

@@ -66,6 +66,12 @@ def parse_row(row: Any) -> Row:
     return Row(**{**values, "pos_id": values["pos_id"] or None})
 
 
+def id_of_row(row: Any) -> str | None:
+    """Doshii's id of an order in a row, be the rest of it readable or not."""
+    number = row.get("doshiiId") if isinstance(row, dict) else None
+    return str(number)[:64] if isinstance(number, int | str) else None
+
+
 # -- what an order says -----------------------------------------------------------------------------------------------
 
 
@@ -130,6 +136,12 @@ class Product:
     def words(self) -> str:
         """For people: `2 x Pepperoni Pizza`."""
         return f"{_plain(self.quantity)} x {self.name or self.pos_id or 'an item without a name'}"
+
+    @property
+    def priced(self) -> str:
+        """The same with what it costs: `2 x Pepperoni Pizza for 22.00`."""
+        price = _major(_after(self))
+        return f"{self.words} for {'an unknown price' if price is None else price}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,11 +459,14 @@ def _extra_lines(remote: RemoteOrder, items: Iterable[Product], position: int) -
     return lines
 
 
+_DELIVERY = "Delivery: "
+
+
 def _notes(remote: RemoteOrder) -> str | None:
     table = [f"at {', '.join(remote.tables)}"] if remote.tables else []
     covers = [f"for {remote.covers}"] if remote.covers else []
     how = " ".join([remote.type or "", *table, *covers]).strip()
-    delivery = [f"Delivery: {remote.address_notes}"] if remote.address_notes else []
+    delivery = [f"{_DELIVERY}{remote.address_notes}"] if remote.address_notes else []
     return "\n".join(part for part in (how, remote.notes, *delivery) if part) or None
 
 
@@ -517,24 +532,67 @@ def _line_mismatches(item: Product, place: int) -> Iterator[str]:
 
 def payment_mismatch(remote: RemoteOrder, payments: Sequence["Payment"]) -> list[str]:
     """What was paid before and is not the order's total, in words."""
-    prepaid = [one.amount for one in payments if one.prepaid and one.status in ("pending", *_AGREED)]
+    prepaid = [one for one in payments if one.prepaid and one.status in ("pending", *_AGREED)]
     due = total(remote)
-    if not prepaid or due is None or sum(prepaid) == due:
+    paid = sum(one.amount for one in prepaid)
+    if not prepaid or due is None or due in (paid, sum(one.for_goods for one in prepaid)):
         return []
-    return [f"prepaid are {_major(sum(prepaid))}, and the order's total is {_major(due)}"]
+    return [f"prepaid are {_major(paid)}, and the order's total is {_major(due)}"]
 
 
 def changes(before: Order, after: Order) -> list[str]:
-    """How the goods of two readings of an order differ, in words."""
-    old, new = ({line.key: line for line in order.lines if line.kind == "line"} for order in (before, after))
+    """How two readings of an order differ, in words."""
+    old, new = ({line.key: line for line in order.lines} for order in (before, after))
     words = [f"{_words(old[key])} is gone" for key in old if key not in new]
     words += [f"{_words(new[key])} is new" for key in new if key not in old]
-    words += [
-        f"{_words(old[key])} is now {_words(new[key])}"
-        for key in old
-        if key in new and (old[key].product, old[key].quantity) != (new[key].product, new[key].quantity)
-    ]
-    return words
+    words += [one for key in old if key in new for one in _line_changes(old[key], new[key])]
+    return words + list(_other_changes(before, after))
+
+
+def _line_changes(old: Line, new: Line) -> Iterator[str]:
+    if _words(old) != _words(new):
+        yield f"{_words(old)} is now {_words(new)}"
+    if old.product != new.product and old.description == new.description:
+        yield f"{_words(new)} is now {new.product}, and was {old.product}"
+    # Of another quantity the total is another, too.
+    if old.unit_price != new.unit_price or (old.quantity == new.quantity and old.total != new.total):
+        yield f"{_words(new)} is now {_price(new)}, and was {_price(old)}"
+
+
+def _price(line: Line) -> str:
+    return "without a price" if line.unit_price is None else f"{line.unit_price} each, {line.total} in all"
+
+
+def _other_changes(before: Order, after: Order) -> Iterator[str]:
+    if before.requested_at != after.requested_at:
+        yield f"it is wanted {_when(after.requested_at)}, and was {_when(before.requested_at)}"
+    # A linked order may come without its consumer (3.2): that says nothing.
+    silent = after.ship_to == Address() and after.customer == Customer()
+    old, new = (_one_line(order.notes, delivery=not silent) for order in (before, after))
+    if old != new:
+        yield f"its notes are now {new!r}, and were {old!r}"
+    if before.ship_to != after.ship_to and after.ship_to != Address():
+        yield f"it goes to {_place(after.ship_to)}, and went to {_place(before.ship_to)}"
+    if before.customer != after.customer and after.customer != Customer():
+        yield f"it is for {_person(after.customer)}, and was for {_person(before.customer)}"
+
+
+def _when(moment: datetime | None) -> str:
+    return "as soon as possible" if moment is None else f"at {moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _one_line(notes: str | None, *, delivery: bool) -> str:
+    lines = (notes or "").splitlines()
+    return "; ".join(line for line in lines if delivery or not line.startswith(_DELIVERY))
+
+
+def _place(address: Address) -> str:
+    parts = (address.street, address.postal_code, address.city, address.region, address.country)
+    return ", ".join(part for part in parts if part) or "nowhere"
+
+
+def _person(customer: Customer) -> str:
+    return ", ".join(part for part in (customer.name, customer.phone, customer.email) if part) or "nobody"
 
 
 def _words(line: Line) -> str:
@@ -554,13 +612,19 @@ def _major(cents: int | None) -> Decimal | None:
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """A transaction. `amount` in cents; below 0 it pays something back."""
+    """A transaction. `amount` in cents; below 0 it pays something back. `tip`: cents for the staff."""
 
     id: str
     status: str
     amount: int
     prepaid: bool
     version: str
+    tip: int = 0
+
+    @property
+    def for_goods(self) -> int:
+        """What of the amount is surely for the order: whether a tip is in it or comes on top is nowhere said."""
+        return self.amount - self.tip
 
     @property
     def words(self) -> str:
@@ -574,6 +638,7 @@ class _Payment(Document):
     amount = _cents(required=True)
     prepaid = fields.Boolean(load_default=False, allow_none=True)
     version = fields.String(required=True)
+    tip = _cents()
 
 
 _PAYMENT = _Payment()
@@ -582,7 +647,10 @@ _PAYMENT = _Payment()
 def parse_payments(documents: Iterable[Any]) -> tuple[Payment, ...]:
     """The transactions of an order. Raises `Refused` naming every field that is missing or wrong."""
     loaded = (load(_PAYMENT, document, "a transaction of Doshii") for document in documents)
-    return tuple(Payment(**{**values, "prepaid": bool(values["prepaid"])}) for values in loaded)
+    return tuple(
+        Payment(**{**values, "prepaid": bool(values["prepaid"]), "tip": max(values["tip"] or 0, 0)})
+        for values in loaded
+    )
 
 
 def pending_payments(payments: Iterable[Payment]) -> list[Payment]:
@@ -591,12 +659,24 @@ def pending_payments(payments: Iterable[Payment]) -> list[Payment]:
 
 
 def agreeable(payments: Sequence[Payment], due: int | None) -> Payment | None:
-    """The next payment to agree to: one that pays something, as long as the order (`due`, in cents) is not paid by
-    those agreed to already. The rest is for a person: money would go back, or be taken twice."""
-    agreed = sum(one.amount for one in payments if one.status in _AGREED)
-    if due is not None and 0 < due <= agreed:
+    """The next payment to agree to: one that pays something, and with those agreed to already no more than is `due`
+    (cents; None: not known) and its tip. The rest is for a person: money would go back, or too much be taken."""
+    waiting = [one for one in pending_payments(payments) if one.amount > 0]
+    if due is None:
+        return next(iter(waiting), None)
+    agreed = [one for one in payments if one.status in _AGREED]
+    if sum(one.amount for one in agreed) >= due:
         return None
-    return next((one for one in pending_payments(payments) if one.amount > 0), None)
+    left = due - sum(one.for_goods for one in agreed)
+    return next((one for one in waiting if one.for_goods <= left), None)
+
+
+def taken(payments: Iterable[Payment]) -> str:
+    """The payments of which money is taken, or being taken, in words; none of it if all has gone back."""
+    agreed = [one for one in payments if one.status in _AGREED]
+    if sum(one.amount for one in agreed) <= 0:
+        return ""
+    return ", ".join(f"{one.words} is {one.status}" for one in agreed)
 
 
 # -- bodies of what we write ------------------------------------------------------------------------------------------

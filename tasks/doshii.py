@@ -5,7 +5,7 @@ and that the step reads and decides again (section 5). An answer that was lost i
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -27,8 +27,11 @@ from tasks.shipped import all_shipped
 
 Json = dict[str, Any]
 
-OVERLAP = timedelta(minutes=2)
-"""How far a poll of linked orders looks back behind the last one: clocks differ, and rows shift while paging."""
+OVERLAP = timedelta(minutes=12)
+"""How far a poll of linked orders looks back behind the last one: clocks may differ by ten minutes, and rows shift
+while paging."""
+LATELY = timedelta(minutes=2)
+"""How far it looks back for orders to be read again: of what is older it believes the row, which has a status only."""
 FIRST_LOOK = timedelta(days=1)
 SEARCH_BACK = timedelta(days=7)
 FOLLOW_AGAIN = 900.0
@@ -38,6 +41,8 @@ LOOK_AGAIN = 3600.0
 CONFLICTS = 3
 """How often a step reads and decides again at once (section 5)."""
 _TURNED_DOWN = (400, 404, 409)
+_GONE = 3
+"""How often an order is looked for at short notice before it is taken to be gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +147,9 @@ class Finder:
     def _searched(self) -> Found | None:
         """Among the linked ones that changed lately: linked by somebody else, or before our ledger was restored."""
         since = queries.database_now(self.ledger) - SEARCH_BACK
-        for row in map(schema.parse_row, self.client.orders(updated_from=int(since.timestamp()))):
-            if row.doshii_id == self.external_id:
-                return self._under(row.pos_id)
+        for row in self.client.orders(updated_from=int(since.timestamp())):
+            if schema.id_of_row(row) == self.external_id:
+                return self._under(schema.parse_row(row).pos_id)
         return None
 
 
@@ -212,9 +217,29 @@ def poll(visit: Visit) -> None:
     """Take in every unlinked order that is pending, and have read again what changed of known ones (section 7.3).
 
     This is what finds events that were lost: it runs at start and every minute."""
-    rows = [schema.parse_row(row) for row in visit.account.client.unlinked_orders()]
+    rows = _readable(visit, visit.account.client.unlinked_orders())
     intake.take_in(visit.ledger, "doshii", list(_unlinked_arrivals(visit, rows)))
     _poll_linked(visit)
+
+
+def _readable(visit: Visit, documents: Iterable[Any]) -> list[schema.Row]:
+    """Rows, each order's last one. One that cannot be read is a person's matter, and hides no other."""
+    rows = {}
+    for document in documents:
+        try:
+            row = schema.parse_row(document)
+        except Refused as refusal:
+            _keep_odd_row(visit, document, refusal.reason)
+        else:
+            rows[row.doshii_id] = row
+    return list(rows.values())
+
+
+def _keep_odd_row(visit: Visit, document: Any, reason: str) -> None:
+    number = schema.id_of_row(document)
+    body = _text({"doshiiId": number, "problem": reason})  # no more of it: what changes from poll to poll is no news
+    problem = f"{reason} (order {number})"
+    intake.keep_odd_event(visit.ledger, "doshii", visit.account.name, f"row:{number}", "poll", body, problem)
 
 
 def _unlinked_arrivals(visit: Visit, rows: list[schema.Row]) -> Iterator[Arrival]:
@@ -232,32 +257,47 @@ def _poll_linked(visit: Visit) -> None:
     began = queries.database_now(visit.ledger)
     kept = queries.cursor(visit.ledger, name)
     last = began - FIRST_LOOK if kept is None else datetime.fromtimestamp(int(kept), UTC)
-    since = int((last - OVERLAP).timestamp())
-    rows = {row.doshii_id: row for row in map(schema.parse_row, visit.account.client.orders(updated_from=since))}
-    intake.take_in(visit.ledger, "doshii", list(_linked_arrivals(visit, list(rows.values()))))
+    rows = _readable(visit, visit.account.client.orders(updated_from=int((last - OVERLAP).timestamp())))
+    known = _known(visit, rows)  # the others were made at the till, or are another's: orders come in unlinked only
+    rows = [row for row in rows if row.doshii_id in known]
+    intake.take_in(visit.ledger, "doshii", [_news(visit, row) for row in rows if _is_cancelled(row, known)])
+    still_open = [row for row in rows if row.status == "accepted" and not known[row.doshii_id].finished]
+    if still_open:
+        lately = int((last - LATELY).timestamp())
+        intake.take_in(visit.ledger, "doshii", list(_changed(visit, still_open, known, lately, began)))
     signals.move_cursor(visit.ledger, name, str(int(began.timestamp())))
 
 
-def _linked_arrivals(visit: Visit, rows: list[schema.Row]) -> Iterator[Arrival]:
-    known = _known(visit, rows)
+def _is_cancelled(row: schema.Row, known: dict[str, Known]) -> bool:
+    return row.status in CANCELLED and not known[row.doshii_id].cancelling
+
+
+def _news(visit: Visit, row: schema.Row) -> Arrival:
+    return _arrival(visit, row, f"linked:{row.doshii_id}:{row.status}")
+
+
+def _changed(
+    visit: Visit, rows: list[schema.Row], known: dict[str, Known], lately: int, began: datetime
+) -> Iterator[Arrival]:
+    """News of the orders among `rows` that have changed since then (epoch seconds), not by ourselves."""
+    changed = {schema.id_of_row(row) for row in visit.account.client.orders(updated_from=lately)}
     for row in rows:
-        order = known.get(row.doshii_id)
-        if order is None:
-            continue  # made at the till, or another's: orders come in unlinked only
-        if row.status in CANCELLED and not order.cancelling:
-            yield _arrival(visit, row, f"linked:{row.doshii_id}:{row.status}")
-        elif row.status == "accepted" and not order.finished:
-            version = _version_of(visit, order)
+        if row.doshii_id in changed:
+            order = known[row.doshii_id]
+            version = _version_of(visit, order, began)
             if version != order.facts.get("version"):
                 yield _arrival(visit, row, f"linked:{row.doshii_id}@{version}")
 
 
-def _version_of(visit: Visit, order: Known) -> str:
-    """Rows carry none (section 5). Without it, as when it cannot be read, the review says what is wrong."""
+def _version_of(visit: Visit, order: Known, began: datetime) -> str:
+    """Rows carry none (section 5). Where it cannot be read the review says what is wrong, or goes on trying: that it
+    is to look must be news each time."""
     try:
         return _of_known(visit, order).find().remote.version
     except Refused:
         return "unreadable"
+    except TryLater:
+        return f"unreadable:{began:%Y-%m-%dT%H:%M}"
 
 
 def _known(visit: Visit, rows: list[schema.Row]) -> dict[str, Known]:
@@ -281,8 +321,9 @@ def _of_known(visit: Visit, order: Known) -> Finder:
 
 def review(visit: Visit, order: Known) -> str | None:
     """What came of a known order at Doshii. Its steps read it themselves: late payments and appended items are seen to
-    by `doshii.follow`, which the event has woken. A cancellation must not wait for them, nor must items that the ERP
-    can still take: its draft is not confirmed yet."""
+    by `doshii.follow`, which is woken, or told of later if it, or what ends the order, is running: it may have read
+    already. A cancellation must not wait for them, nor must items that the ERP can still take: its draft is not
+    confirmed yet."""
     finder = _of_known(visit, order)
     if order.finished:
         return _too_late(order, finder.find_with_payments())
@@ -292,11 +333,18 @@ def review(visit: Visit, order: Known) -> str | None:
         interrupts.interrupt(visit.ledger, order.id, reason, (Planned("erp.cancel"),), State.CANCELLED)
     elif found.remote.pending and order.step == "erp.order" and order.state in _NOT_BEGUN:
         reason = f"the partner appended {_words(found)}: taken in anew"
-        interrupts.interrupt(visit.ledger, order.id, reason, PLAN, State.DONE)
+        at = ("erp.order", _NOT_BEGUN)
+        if interrupts.interrupt(visit.ledger, order.id, reason, PLAN, State.DONE, only=at) is None:
+            raise TryLater("the order went on while we read it")
+    elif order.state == State.RUNNING and order.step in _LAST_STEPS:
+        raise TryLater(f"{order.step} is running, and may have read the order before this came")
+    else:
+        intake.wake(visit.ledger, order.id)
     return None
 
 
 _NOT_BEGUN = (State.READY, State.QUEUED, State.RETRYING)
+_LAST_STEPS = ("doshii.follow", "doshii.complete")
 
 
 def _too_late(order: Known, found: Found) -> str | None:
@@ -315,7 +363,7 @@ def _too_late(order: Known, found: Found) -> str | None:
 def fetch(job: Job, account: Account) -> Outcome:
     """Read the order and its payments; is it still to be done, and by us?"""
     finder = _of(job, account)
-    found = finder.find_with_payments()
+    found = _found_at_last(job, finder)
     if found.cancelled:
         return _cancelled(found)
     if not _by_us(job, finder, found):
@@ -334,6 +382,16 @@ def fetch(job: Job, account: Account) -> Outcome:
         document=_to_order(account, found.remote).to_json(),
         reference=job.external_id,
     )
+
+
+def _found_at_last(job: Job, finder: Finder) -> Found:
+    """The order may be gone for a moment only: somebody told us of it."""
+    try:
+        return finder.find_with_payments()
+    except Gone as gone:
+        if job.claim.failures < _GONE:
+            raise TryLater(gone.reason, status=404) from None
+        raise Refused(gone.reason, recheck=LOOK_AGAIN) from None
 
 
 def _by_us(job: Job, finder: Finder, found: Found) -> bool:
@@ -410,7 +468,8 @@ def _approve(job: Job, account: Account, found: Found) -> Outcome:
         return _cancelled(found)
     with_pending = _with_pending(account, found.remote)
     wanted = with_pending or _to_order(account, found.remote)
-    if schema.changes(job.order, wanted):
+    # What Doshii calls the order may be missing once it is linked (3.2).
+    if replace(job.order, reference=None) != replace(wanted, reference=None):
         again = (*_TAKE_OVER, *_after(job))
         return skipped("they changed again: taken over anew", document=wanted.to_json(), rest=again)
     if with_pending is None:
@@ -472,7 +531,9 @@ def _follow(job: Job, account: Account, found: Found) -> Outcome:
     changed = schema.changes(job.order, _goods(account, found.remote))
     flags = [f"changed at Doshii after the ERP confirmed it: {words}" for words in changed]
     flags += [f"appended at Doshii, and never answered: {_words(found)}"] if found.remote.pending else []
-    return Done(detail="; ".join(changed) or "nothing new", facts=job.flagged(*flags) if flags else None)
+    # The changes may name people, and details are logged.
+    detail = "changed since the ERP confirmed it: see its flags" if changed else "nothing new"
+    return Done(detail, facts=job.flagged(*flags) if flags else None)
 
 
 def _odd(found: Found) -> str:
@@ -485,7 +546,7 @@ def _odd(found: Found) -> str:
         )
     if waiting := ", ".join(one.words for one in schema.pending_payments(found.payments)):
         words.append(
-            f"{waiting}: the order is paid already, or money is to go back: `orderfleet do ORDER accept-payment` or "
+            f"{waiting}: more than is due, or money that is to go back: `orderfleet do ORDER accept-payment` or "
             "`orderfleet do ORDER refuse-payment`"
         )
     return "; ".join(words)
@@ -513,7 +574,7 @@ def _complete(account: Account, found: Found) -> Outcome:
 @step("doshii.reject")
 def reject(job: Job, account: Account) -> Outcome:
     """The ERP refused, or it or an operator cancelled: the order is cancelled at Doshii, then each open payment is
-    rejected (trap 12), one write a run."""
+    rejected (trap 12), one write a run. Money that was taken is a matter of people, and shown to them."""
     finder = _of(job, account)
     try:
         return _deciding(finder.find_with_payments, partial(_reject, job, account, finder))
@@ -523,21 +584,34 @@ def reject(job: Job, account: Account) -> Outcome:
 
 def _reject(job: Job, account: Account, finder: Finder, found: Found) -> Outcome:
     reason = _reason(job)
-    if found.pos_id is not None and not _is_our_id(finder, found):
+    if not _by_us(job, finder, found):
         return skipped(f"Doshii has it under the id {found.pos_id}, which is not ours: left alone")
     if found.remote.status == "complete":
         raise Refused(f"Doshii has the order as complete: it cannot be cancelled there any more ({reason})")
     if not found.cancelled:
         _cancel_there(account, finder, found, reason)
         told = f"cancelled at Doshii: {reason}"
-        return Again("payment", told, more=True) if schema.pending_payments(found.payments) else Done(told)
+        more = schema.pending_payments(found.payments)
+        return Again("payment", told, more=True) if more else _with_money(job, account, found, Done(told))
     pending = schema.pending_payments(found.payments)
     if not pending:
-        return skipped(f"is {found.remote.status} already")
+        return _with_money(job, account, found, skipped(f"is {found.remote.status} already"))
     code = _code(account, "transactions")
     account.client.put_transaction(pending[0].id, schema.no_payment(pending[0], code, reason))
     told = f"rejected {pending[0].words}"
-    return Again("payment", told, more=True) if pending[1:] else Done(told)
+    return Again("payment", told, more=True) if pending[1:] else _with_money(job, account, found, Done(told))
+
+
+def _with_money(job: Job, account: Account, found: Found, done: Done) -> Done:
+    """The same; if money was taken, a person sees it. Nobody is told twice: what was kept before is kept once."""
+    taken = schema.taken(found.payments)
+    if not taken:
+        return done
+    told = f"{taken}, though the order is cancelled: settle it with the partner"
+    body = _text({"doshiiId": job.external_id, "problem": told})
+    key = f"paid:{job.external_id}"
+    intake.keep_odd_event(job.ledger, "doshii", account.name, key, "paid", body, told, job.external_id)
+    return replace(done, facts=job.flagged(told))
 
 
 def _reason(job: Job) -> str:
@@ -583,7 +657,8 @@ def _payment_to_answer(job: Job, account: Account, data: Json) -> tuple[Found, P
 
 
 def _ask_approve(job: Job, account: Account, data: Json) -> str:
-    return f"approve {_words(_items_to_answer(job, account))}: the ERP must have it"
+    items = ", ".join(item.priced for item in _items_to_answer(job, account).remote.pending)
+    return f"approve {items}: the ERP must have it"
 
 
 def _run_approve(job: Job, account: Account, data: Json) -> str:
@@ -699,7 +774,7 @@ def foresee_complete(job: Job, account: Account) -> Preview:
 def foresee_reject(job: Job, account: Account) -> Preview:
     finder = _of(job, account)
     found = finder.find_with_payments()
-    if found.pos_id is not None and not _is_our_id(finder, found):
+    if not _by_us(job, finder, found):
         return already(f"Doshii has it under the id {found.pos_id}, which is not ours: left alone")
     if found.remote.status == "complete":
         return call("would stop: Doshii has the order as complete")

@@ -68,7 +68,7 @@ def _account(reader: Reader, system: str, name: str, *, only: bool) -> AccountSe
         name=name,
         url=read.url("URL") or "",
         poll_seconds=reader.number(read.name("POLL_SECONDS"), wiring.poll_seconds, least=0.5),
-        timeout=reader.number(read.name("TIMEOUT"), 20.0, least=0.1),
+        timeout=reader.number(read.name("TIMEOUT"), wiring.timeout, least=0.1),
         rate=rate or None,
         options=wiring.read(read),
     )

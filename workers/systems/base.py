@@ -26,10 +26,10 @@ class Inbound:
 class Wiring:
     """One system.
 
-    `poll_seconds`: the default of `<SYSTEM>_POLL_SECONDS`. `read` reads the settings that only this system has, of one
-    account. `build(settings, pool_size=, pace=, before_write=)` makes the account with its client; it connects to
-    nothing. `receiver` proves and reads its webhooks; `blueprint` answers under URLs of its own. An account counts as
-    configured when any of `switches` is set."""
+    `poll_seconds`, `timeout`: the defaults of `<SYSTEM>_POLL_SECONDS` and `<SYSTEM>_TIMEOUT`. `read` reads the settings
+    that only this system has, of one account. `build(settings, pool_size=, pace=, before_write=)` makes the account
+    with its client; it connects to nothing. `receiver` proves and reads its webhooks; `blueprint` answers under URLs of
+    its own. An account counts as configured when any of `switches` is set."""
 
     system: System
     poll_seconds: float
@@ -38,3 +38,4 @@ class Wiring:
     receiver: Callable[[Sequence[AccountSettings]], Receiver] | None = None
     blueprint: Callable[[Inbound], Blueprint] | None = None
     switches: tuple[str, ...] = ("URL",)
+    timeout: float = 20.0

@@ -56,4 +56,11 @@ def _receiver(accounts: Sequence[AccountSettings]) -> Webhook:
     return Webhook(credentials, tasks.doshii.PLAN)
 
 
-WIRING = Wiring(system=tasks.doshii.SYSTEM, poll_seconds=60.0, read=_read, build=_build, receiver=_receiver)
+WIRING = Wiring(
+    system=tasks.doshii.SYSTEM,
+    poll_seconds=60.0,
+    read=_read,
+    build=_build,
+    receiver=_receiver,
+    timeout=60.0,  # as the vendor's own client has it (section 8)
+)

@@ -9,6 +9,7 @@ import pytest
 from flask import Flask
 
 from clients.doshii import PAGE_SIZE, Doshii, VenueToken
+from clients.replies import Call
 from orders.errors import Misconfigured, Refused, StepError, TryLater, Unavailable, Unclear
 from sandbox import base
 from sandbox.base import FaultRule
@@ -280,3 +281,27 @@ def test_credentials_are_in_no_message(remote, bare):
     error = error_of(bare.location)
     assert "eyJ" not in error.reason
     assert "Bearer ***" in error.reason
+
+
+@pytest.mark.parametrize(("timeout", "longest"), [(60.0, 180.0), (20.0, 60.0), (150.0, 180.0), (200.0, 200.0)])
+def test_answers_to_payments_may_take_longer(timeout, longest):
+    client = Doshii("https://doshii.example.com", auth=VenueToken("v", "k", "t"), timeout=timeout)
+    assert client.patience(Call("PUT", "/transactions/1354", write=True)) == longest
+    assert client.patience(Call("PUT", "/orders/SO-1", write=True)) == timeout
+    assert client.patience(Call("GET", "/orders/SO-1/transactions")) == timeout
+    client.close()
+
+
+def test_a_payment_is_waited_for(venue):
+    number, *_ = venue.add({"id": "SO-1", "status": "accepted", "transactions": [{"reference": "pay-1"}]})
+    (payment,) = venue.client().transactions("SO-1")
+    venue.fail("slow", method="PUT", slow_seconds=0.5)
+    client = Doshii(
+        venue.url + PREFIX,
+        auth=VenueToken("sandbox", "sandbox-vendor-key", "sandbox-location-token", clock=lambda: venue.seconds),
+        timeout=0.3,
+    )
+    body = {"status": "waiting", "version": payment["version"], "amount": payment["amount"]}
+    assert client.put_transaction(payment["id"], body)["status"] == "complete"
+    client.close()
+    assert venue.order(number)["transactions"][0]["status"] == "complete"

@@ -39,6 +39,7 @@ from schemas.doshii import (
     refusal_of_items,
     rejection,
     rejection_code,
+    taken,
     to_order,
     total,
 )
@@ -363,8 +364,8 @@ def test_choices_in_a_bundle_may_cost_extra_or_not(before, words):
     assert len(mismatches(parse_order(document))) == words
 
 
-def paid(amount: int, status: str = "pending", *, prepaid: bool = True, number: str = "1") -> Payment:
-    return Payment(number, status, amount, prepaid, "v1")
+def paid(amount: int, status: str = "pending", *, prepaid: bool = True, number: str = "1", tip: int = 0) -> Payment:
+    return Payment(number, status, amount, prepaid, "v1", tip)
 
 
 @pytest.mark.parametrize(
@@ -375,6 +376,8 @@ def paid(amount: int, status: str = "pending", *, prepaid: bool = True, number: 
         ([paid(1430), paid(1000)], []),
         ([paid(2400), paid(30, "cancelled")], ["prepaid are 24.00, and the order's total is 24.30"]),
         ([paid(2000, prepaid=False)], []),
+        ([paid(2730, tip=300)], []),
+        ([paid(2430, tip=300)], []),
     ],
 )
 def test_prepaid_is_compared_with_the_total(payments, words):
@@ -453,10 +456,44 @@ def test_changes_in_words():
     assert changes(before, after) == ["1 x cake is gone", "1 x soup is new", "1 x cola is now 2 x cola"]
 
 
-def test_surcounts_and_prices_are_no_goods():
-    before = ours(payload("unlinked"))
-    assert changes(before, ours(unlinked(surcounts=[]))) == []
-    assert changes(before, ours(with_item(totalAfterSurcounts="1"))) == []
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"surcounts": []}, ["1 x Promo is gone"]),
+        (
+            {"notes": "NUT ALLERGY"},
+            [
+                "its notes are now 'pickup; NUT ALLERGY; Delivery: Leave at back door', "
+                "and were 'pickup; No onion; Delivery: Leave at back door'"
+            ],
+        ),
+        (
+            {"requiredAt": "2099-12-31T20:30:00.000+02:00"},
+            ["it is wanted at 2099-12-31 18:30 UTC, and was as soon as possible"],
+        ),
+        ({"consumer": None}, []),
+    ],
+)
+def test_changes_of_more_than_goods_in_words(change, words):
+    assert changes(ours(payload("unlinked")), ours(unlinked(**change))) == words
+
+
+def test_another_address_or_customer_in_words():
+    consumer = payload("unlinked")["consumer"]
+    moved = {**consumer, "phone": "1", "address": {**consumer["address"], "line1": "2 Low St"}}
+    assert changes(ours(payload("unlinked")), ours(unlinked(consumer=moved))) == [
+        "it goes to 2 Low St, 3000, Melbourne, VIC, AU, and went to 1 High St, 3000, Melbourne, VIC, AU",
+        "it is for A. Buyer, 1, buyer@example.com, and was for A. Buyer, +35799000001, buyer@example.com",
+    ]
+
+
+def test_another_price_or_product_in_words():
+    before = ours(with_item())
+    name = "2 x Pepperoni Pizza (House base), Extra: Pepperoni"
+    assert changes(before, ours(with_item(totalAfterSurcounts="1"))) == [
+        f"{name} is now 13.00 each, 0.01 in all, and was 13.00 each, 27.00 in all"
+    ]
+    assert changes(before, ours(with_item(posId="fat_pizza"))) == [f"{name} is now fat_pizza, and was pep_pizza"]
 
 
 # === Payments ===============================================================================================
@@ -468,6 +505,19 @@ def test_a_transaction():
     assert payment.words == "payment 1354 of 24.30"
     (as_numbers,) = parse_payments([{**payload("transaction"), "id": 1354, "amount": 2430, "prepaid": None}])
     assert as_numbers == replace(payment, prepaid=False)
+
+
+@pytest.mark.parametrize(("tip", "cents"), [("300", 300), (300, 300), (None, 0), (-1, 0)])
+def test_the_tip_of_a_transaction(tip, cents):
+    (payment,) = parse_payments([{**payload("transaction"), "tip": tip}])
+    assert (payment.amount, payment.tip) == (2430, cents)
+
+
+def test_payments_of_which_money_is_taken():
+    assert taken([paid(1000, "complete"), paid(200, "waiting", number="2"), paid(5), paid(6, "rejected")]) == (
+        "payment 1 of 10.00 is complete, payment 2 of 2.00 is waiting"
+    )
+    assert taken([paid(1000, "complete"), paid(-1000, "complete")]) == ""
 
 
 @pytest.mark.parametrize("fields", [{"status": "lost"}, {"amount": None}, {"amount": "1.5"}, {"version": None}])
@@ -489,7 +539,15 @@ def test_transactions_that_cannot_be_read(fields):
         ([paid(-500, number="a"), paid(100, number="b")], 2430, "b"),
         ([paid(100, number="a")], None, "a"),
         ([paid(100, "complete"), paid(100, number="b")], None, "b"),
-        ([paid(100, number="a")], 0, "a"),
+        ([paid(100, number="a")], 0, None),
+        ([paid(2431, number="a")], 2430, None),
+        ([paid(2000, "complete"), paid(9900, number="a")], 2430, None),
+        ([paid(2000, "complete"), paid(9900, number="a"), paid(430, number="b")], 2430, "b"),
+        ([paid(2730, number="a", tip=300)], 2430, "a"),
+        ([paid(2430, number="a", tip=300)], 2430, "a"),
+        ([paid(2430, "complete", tip=300), paid(300, number="b")], 2430, None),
+        ([paid(1100, "complete", tip=100), paid(1430, number="b")], 2430, "b"),
+        ([paid(2731, number="a", tip=300)], 2430, None),
         ([paid(2430, "requested")], 2430, None),
     ],
 )

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from flask import Response, request
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
-from ledger import queries
-from ledger.models import events, orders
+from ledger import queries, rows
+from ledger.models import documents, events, orders, signals
 from orders.errors import Misconfigured, Refused
+from orders.states import State
 from tasks.base import Effect, Preview
 from tasks.doshii import PLAN, SYSTEM, probe
 from tests.flows.harness import a_remote, a_web, wait_for
@@ -542,7 +543,7 @@ def test_an_order_that_is_gone_stops(venue):
 @pytest.mark.parametrize("step", ["doshii.accept", "doshii.payments", "erp.order", "doshii.follow", "doshii.complete"])
 def test_the_erp_cancels(venue_with, step):
     venue = venue_with({"auto_complete_seconds": None})
-    number = venue.take_in(transactions=[LATER, LATER])
+    number = venue.take_in(transactions=[{**LATER, "amount": "1000"}, {**LATER, "amount": "1200"}])
     venue.go(hold={step})
     venue.tell(number, "cancelled")
     venue.go()
@@ -554,7 +555,8 @@ def test_the_erp_cancels(venue_with, step):
     assert (order["rejectionCode"], order["rejectionReason"]) == ("O13", "cancelled by the venue")
     assert "pending" not in {payment["status"] for payment in order["transactions"]}
     paid = step in ("erp.order", "doshii.follow", "doshii.complete")
-    assert venue.effects(number)["transaction:pending->rejected"] == (0 if paid else 2) or paid
+    assert venue.effects(number)["transaction:pending->rejected"] == (0 if paid else 2)
+    assert bool(venue.flags(number)) == paid
 
 
 def test_an_operator_cancels(venue):
@@ -563,6 +565,36 @@ def test_an_operator_cancels(venue):
     venue.go()
     assert (venue.state(number), venue.stage(number)) == ("cancelled", "cancelled")
     assert venue.statuses(number) == {ACCEPTED: 1, CANCELLED: 1}
+
+
+def test_cancelled_though_paid_is_shown(venue_with):
+    """Rejecting is for payments that wait: money that was taken is a matter of people."""
+    venue = venue_with({"auto_complete_seconds": None})
+    number = venue.open(transactions=[{**PREPAID, "amount": "2000"}, {**LATER, "amount": "200"}])
+    operators.cancel(venue.ledger, venue.order(number), SYSTEM, "ann")
+    venue.go()
+    assert (venue.state(number), venue.there(number)["status"]) == ("cancelled", "cancelled")
+    first, second = (payment["id"] for payment in venue.there(number)["transactions"])
+    told = f"payment {first} of 20.00 is complete, payment {second} of 2.00 is complete"
+    assert venue.problems() == [f"{told}, though the order is cancelled: settle it with the partner"]
+    assert venue.flags(number) == [
+        "prepaid are 20.00, and the order's total is 22.00",
+        f"{told}, though the order is cancelled: settle it with the partner",
+    ]
+
+
+def test_cancelled_though_paid_is_shown_once(venue_with):
+    venue = venue_with({"auto_complete_seconds": None})
+    number = venue.open(transactions=[PREPAID])
+    venue.edit(number, transactions=[{**LATER, "amount": "100"}], quiet=True)
+    operators.cancel(venue.ledger, venue.order(number), SYSTEM, "ann")
+    venue.remote.faults({"kinds": ("lost_answer",), "method": "PUT", "times": 2})
+    venue.go()
+    venue.go_on(4)
+    assert venue.state(number) == "cancelled", venue.error(number)
+    (problem,) = venue.problems()
+    assert problem.endswith("of 22.00 is complete, though the order is cancelled: settle it with the partner")
+    assert venue.flags(number) == [problem]
 
 
 def test_what_is_complete_there_cannot_be_cancelled_there(venue):
@@ -659,6 +691,37 @@ def test_a_payment_that_comes_late(venue, how):
     assert venue.effects(number)["transaction:pending->waiting"] == 1
 
 
+def put_off(venue: Venue) -> None:
+    """News that was put off is read once more; no recheck becomes due by it."""
+    venue.news_gets_old()
+    venue.read_news()
+    venue.worker.sweep.run()
+    venue.go()
+
+
+def test_a_payment_that_comes_while_the_order_is_looked_at(venue):
+    """Just after the step has read the payments: when it has ended the order is looked at again, and soon."""
+    number = venue.up_to("doshii.follow")
+    paid = {"transactions": [PREPAID]}
+    venue.remote.when("GET", lambda: venue.edit(number, **paid), "/transactions")
+    venue.go()
+    assert venue.payment(number) == "pending"
+    put_off(venue)
+    assert (venue.state(number), venue.payment(number)) == ("waiting", "complete")
+    assert venue.problems() == []
+
+
+def test_a_payment_that_comes_while_the_order_is_completed(venue):
+    number = venue.open()
+    venue.tell(number, "completed")
+    venue.remote.when("PUT", lambda: venue.edit(number, transactions=[PREPAID]), "/orders/")
+    venue.go()
+    assert (venue.state(number), venue.payment(number)) == ("done", "pending")
+    put_off(venue)
+    (problem,) = venue.problems()
+    assert problem.endswith("of 22.00: asked for at Doshii, though the order is done here")
+
+
 @pytest.mark.parametrize("before", ["doshii.fetch", "doshii.accept", "erp.order"])
 def test_a_payment_that_comes_before_its_time_waits_for_it(venue, before):
     number = venue.up_to(before)
@@ -698,7 +761,24 @@ def test_paid_twice_stops_for_a_person_and_the_food_is_made(venue_with):
     first, second = venue.there(number)["transactions"]
     assert (first["status"], second["status"]) == ("complete", "pending")
     assert f"payment {second['id']} of 22.00" in venue.error(number)
-    assert "is paid already" in venue.error(number)
+    assert "more than is due" in venue.error(number)
+
+
+def test_no_more_is_taken_than_is_due(venue_with):
+    venue = venue_with({"auto_complete_seconds": None})
+    number = venue.take_in(transactions=[{**LATER, "amount": "2000"}, {**LATER, "amount": "9900"}])
+    venue.go()
+    first, second = venue.there(number)["transactions"]
+    assert (first["status"], second["status"]) == ("complete", "pending")
+    assert (venue.state(number), venue.stage(number)) == ("parked", "confirmed")
+    assert f"payment {second['id']} of 99.00: more than is due" in venue.error(number)
+
+
+def test_a_tip_may_be_more_than_is_due(venue_with):
+    venue = venue_with({"auto_complete_seconds": None})
+    number = venue.open(transactions=[{**LATER, "amount": "2500", "tip": "300"}])
+    assert venue.payment(number) == "complete"
+    assert venue.flags(number) == []
 
 
 @pytest.mark.parametrize(
@@ -788,6 +868,20 @@ def test_appended_before_the_erp_confirms_is_taken_over(venue):
     assert venue.effects(number)["items_approved"] == 1
     assert venue.statuses(number) == {ACCEPTED: 1, COMPLETE: 1}
     assert [outcome for step, outcome in venue.attempts(number) if step == "erp.order"] == ["replanned", "done"]
+
+
+def test_appended_while_the_erp_confirms_is_a_persons_matter(venue):
+    """The worker confirms while the news is read: what the ERP has by then is not taken in anew."""
+    number = venue.up_to("erp.order")
+    venue.remote.when("GET", venue.worker.work, "/orders/SO-1")
+    venue.edit(number, unapprovedItems=[COLA], notes="Ring twice")
+    venue.go()
+    assert (venue.stage(number), venue.there(number)["status"]) == ("confirmed", "accepted")
+    assert "replanned" not in {outcome for _, outcome in venue.attempts(number)}
+    venue.go_on(1)
+    assert (venue.state(number), venue.order(number)["step"]) == ("parked", "doshii.follow")
+    assert "appended 1 x Cola after the ERP confirmed" in venue.error(number)
+    assert venue.statuses(number) == {ACCEPTED: 1}
 
 
 def test_the_worker_dies_between_approval_and_record(venue):
@@ -880,6 +974,20 @@ def test_a_person_answers_appended_items(venue, command, items, left):
     assert bool(venue.flags(number)) == (command == "approve-items")
 
 
+def test_a_person_approves_the_price_that_was_shown(venue):
+    number = venue.open()
+    venue.edit(number, unapprovedItems=[COLA])
+    command = SYSTEM.commands["approve-items"]
+    doing = operators.Doing(venue.fleet, venue.order(number), "approve-items", command, {}, "ann")
+    assert doing.ask() == "approve 1 x Cola for 4.50: the ERP must have it"
+    (waiting,) = venue.there(number)["unapprovedItems"]
+    dear = {"unitPrice": "900", "totalBeforeSurcounts": "900", "totalAfterSurcounts": "900"}
+    venue.edit(number, unapprovedItems=[{**waiting, **dear}])
+    with pytest.raises(operators.NotPossible, match=r"1 x Cola for 9\.00"):
+        doing.run()
+    assert venue.effects(number)["items_approved"] == 0
+
+
 def test_withdrawn_after_it_was_parked_goes_on(venue):
     number = venue.open()
     venue.edit(number, unapprovedItems=[COLA])
@@ -930,6 +1038,106 @@ def test_items_changed_after_the_erp_confirmed_are_flagged(venue):
     assert venue.flags(number) == [
         "changed at Doshii after the ERP confirmed it: 2 x Pepperoni Pizza is now 3 x Pepperoni Pizza"
     ]
+
+
+def test_whatever_is_changed_after_the_erp_confirmed_is_flagged_once(venue):
+    def size(name: str) -> dict[str, Any]:
+        return {"options": [{"name": "Size", "variants": [{"name": name, "price": "0"}]}]}
+
+    number = venue.open(items=[{**PIZZA, **size("Large")}])
+    (item,) = venue.there(number)["items"]
+    cheap = {"unitPrice": "900", "totalBeforeSurcounts": "1800", "totalAfterSurcounts": "1800"}
+    later = {"requiredAt": "2099-12-31T18:30:00.000Z", "notes": "NUT ALLERGY"}
+    venue.edit(number, items=[{**item, **size("Small"), **cheap}], **later)
+    venue.go_on(3)
+    flags = [
+        "2 x Pepperoni Pizza, Size: Large is now 2 x Pepperoni Pizza, Size: Small",
+        "2 x Pepperoni Pizza, Size: Small is now 9.00 each, 18.00 in all, and was 11.00 each, 22.00 in all",
+        "it is wanted at 2099-12-31 18:30 UTC, and was as soon as possible",
+        "its notes are now 'pickup; NUT ALLERGY', and were 'pickup'",
+    ]
+    assert venue.flags(number) == [f"changed at Doshii after the ERP confirmed it: {flag}" for flag in flags]
+    assert venue.state(number) == "waiting"
+
+
+def test_the_price_of_an_appended_item_changed_before_the_approval(venue):
+    """What is approved is what the ERP has, to the cent."""
+    number = venue.take_in(unapprovedItems=[COLA])
+    venue.go(hold={"doshii.approve"})
+    (waiting,) = venue.there(number)["unapprovedItems"]
+    dear = {"unitPrice": "900", "totalBeforeSurcounts": "900", "totalAfterSurcounts": "900"}
+    venue.edit(number, unapprovedItems=[{**waiting, **dear}])
+    venue.go(ships=True)
+    assert venue.state(number) == "done", venue.error(number)
+    assert str(venue.in_erp(number)[0]["total"]) == "31.00"
+    assert venue.effects(number)["items_approved"] == 1
+    assert venue.flags(number) == []
+
+
+# === What the ERP has confirmed, and the partner has changed, goes on when a person has seen to it ==========
+
+
+def acknowledge(venue: Venue, number: str) -> None:
+    """What the words and the runbook advise: `orderfleet replay ORDER --acknowledge`."""
+    assert (venue.state(number), venue.stage(number)) == ("parked", "confirmed")
+    assert "the ERP has this order already, with another" in venue.error(number)
+    assert "`orderfleet replay ORDER --acknowledge`" in venue.error(number)
+    operators.replay(venue.ledger, operators.foresee(venue.fleet, venue.order(number)), "ann", acknowledged=True)
+    venue.go_on(2, ships=True)
+    assert venue.state(number) == "done", venue.error(number)
+    assert venue.statuses(number) == {ACCEPTED: 1, COMPLETE: 1}
+    assert venue.stage(number) == "confirmed"
+
+
+def replay_from_fetch(venue: Venue, number: str) -> None:
+    operators.replay(venue.ledger, operators.foresee(venue.fleet, venue.order(number), "doshii.fetch"), "ann")
+    venue.go()
+
+
+def test_replayed_after_a_change(venue):
+    number = venue.open()
+    venue.edit(number, notes="Ring twice")
+    venue.go_on(1)
+    replay_from_fetch(venue, number)
+    acknowledge(venue, number)
+
+
+def test_replayed_after_appended_items_were_approved(venue):
+    number = venue.open()
+    venue.edit(number, unapprovedItems=[COLA])
+    venue.go_on(1)
+    venue.command(number, "approve-items")
+    venue.go_on(1)
+    replay_from_fetch(venue, number)
+    acknowledge(venue, number)
+    assert [item["posId"] for item in venue.there(number)["items"]] == ["pep_pizza", "cola"]
+
+
+def test_replayed_while_appended_items_wait(venue):
+    """The person who has seen to the ERP has the items approved by it."""
+    number = venue.open()
+    venue.edit(number, unapprovedItems=[COLA])
+    venue.go_on(1)
+    replay_from_fetch(venue, number)
+    acknowledge(venue, number)
+    assert [item["posId"] for item in venue.there(number)["items"]] == ["pep_pizza", "cola"]
+    assert venue.effects(number)["items_approved"] == 1
+
+
+def test_released_as_the_runbook_says_after_an_older_ledger_was_restored(venue):
+    number = venue.open()
+    venue.edit(number, notes="Ring twice")
+    with venue.ledger.transaction() as connection:  # as it was before the order was fetched
+        row = connection.execute(select(orders)).one()
+        connection.execute(delete(signals))
+        connection.execute(delete(documents))
+        connection.execute(update(orders).values(facts="{}", signalled=""))
+        rows.replan(connection, row, 0, PLAN, State.DONE)
+    venue.go()
+    assert "release the order to go on with it under that id" in venue.error(number)
+    operators.release(venue.ledger, venue.order(number), SYSTEM, "ann")
+    venue.go()
+    acknowledge(venue, number)
 
 
 # === Late, doubled, lost and disordered news (7.5) ==========================================================
@@ -990,6 +1198,18 @@ def test_a_person_may_adopt_what_is_linked_already(venue):
     assert venue.there(number)["id"] == "X-99"
 
 
+def test_what_was_adopted_and_refused_by_the_erp_is_cancelled_there(venue):
+    number = venue.add(id="X-99", status="accepted", items=[{**PIZZA, "posId": "UNKNOWN-PRODUCT"}])
+    send(venue, "order_created", id=number, status="pending")
+    venue.go()
+    operators.release(venue.ledger, venue.order(number), SYSTEM, "ann")
+    venue.go()
+    order = venue.there(number)
+    assert (venue.state(number), order["status"], order["id"]) == ("cancelled", "cancelled", "X-99")
+    assert "Unknown product UNKNOWN-PRODUCT" in order["rejectionReason"]
+    assert venue.statuses(number) == {CANCELLED: 1}
+
+
 def test_complete_before_it_is_known(venue):
     number = venue.add(id="X-99", status="complete")
     send(venue, "order_created", id=number, status="pending")
@@ -1002,6 +1222,28 @@ def test_news_of_an_order_made_at_the_till_make_none(venue):
     send(venue, "order_updated", id=number, status="accepted", posRef="TILL-1")
     venue.poll()
     assert queries.listing(venue.ledger, queries.Filter()) == []
+
+
+def test_an_order_that_is_gone_for_a_moment_is_taken_in(venue):
+    number = venue.take_in()
+    gone = breaks(venue, f"/unlinked_orders/{number}", 404)
+    venue.go()
+    assert venue.state(number) == "retrying"
+    gone.clear()
+    venue.go_on(1, ships=True)
+    assert venue.state(number) == "done", venue.error(number)
+
+
+def test_an_order_that_is_gone_for_longer_is_looked_for_again(venue):
+    number = venue.take_in()
+    gone = breaks(venue, f"/unlinked_orders/{number}", 404)
+    venue.go()
+    venue.go_on(4)
+    assert (venue.state(number), venue.stage(number)) == ("parked", None)
+    assert f"Doshii has no order {number}" in venue.error(number)
+    gone.clear()
+    venue.go_on(2, ships=True)
+    assert venue.state(number) == "done", venue.error(number)
 
 
 def test_an_order_that_is_gone_is_shown_and_can_be_cancelled(venue):
@@ -1049,6 +1291,80 @@ def test_a_linked_order_that_cannot_be_read(venue):
     (problem,) = venue.problems()
     assert problem.startswith("GET /orders/SO-1: 400")
     assert queries.cursor(venue.ledger, "doshii.poll:default") is not None
+
+
+def breaks(venue: Venue, path: str, status: int) -> list[bool]:
+    """Doshii cannot show what is at this path, as long as the list is not emptied."""
+    broken = [True]
+
+    def no_reading() -> Response | None:
+        here = broken and request.method == "GET" and request.path.endswith(path)
+        return Response(status=status) if here else None
+
+    venue.remote.app.before_request_funcs.setdefault(None, []).append(no_reading)
+    return broken
+
+
+def test_an_order_that_cannot_be_read_hides_no_other(venue):
+    """It is read when that is possible again, however long it takes."""
+    broken, other = venue.open(), venue.open()
+    venue.remote.edit(broken, unapprovedItems=[COLA], quiet=True)
+    venue.remote.edit(other, status="cancelled", quiet=True)
+    still = breaks(venue, "/orders/SO-1", 500)
+    for _ in range(3):
+        venue.poll()
+    venue.go()
+    assert venue.state(other) == "cancelled"
+    assert (venue.state(broken), venue.problems()) == ("waiting", [])
+    still.clear()
+    put_off(venue)
+    assert "appended 1 x Cola" in venue.error(broken)
+
+
+def test_a_status_that_nobody_knows_is_shown_once_and_hides_no_other(venue):
+    linked = venue.open()
+    odd, number = venue.add(), venue.add(items=[COLA])
+    store = venue.remote.app.extensions["doshii"].store
+    store.orders[odd].status = "on_hold"
+    store.orders[linked].status = "on_hold"
+    for _ in range(3):
+        venue.poll()
+    assert set(queries.order_ids(venue.ledger, "doshii", "default", [odd, number])) == {number}
+    assert venue.state(linked) == "waiting"
+    assert sorted(venue.problems()) == sorted(
+        f"a row of Doshii's orders cannot be read: status: 'on_hold' is not a known status ({one})"
+        for one in (f"order {odd}", f"order {linked}")
+    )
+
+
+@pytest.mark.parametrize("ahead", [0, 5, 10])
+def test_clocks_may_differ_by_ten_minutes(venue, ahead):
+    """Ours is ahead: what Doshii has just changed looks old."""
+    number = venue.open()
+    venue.poll()
+    venue.remote.edit(number, status="cancelled", quiet=True)
+    store = venue.remote.app.extensions["doshii"].store
+    store.orders[number].updated -= 60 * ahead
+    venue.poll()
+    venue.go()
+    assert (venue.state(number), venue.stage(number)) == ("cancelled", "cancelled")
+
+
+def test_what_the_poll_sees_again_is_not_read_again(venue):
+    """Rows show up for as long as clocks may differ; only what changed since the last poll is worth a look."""
+    numbers = [venue.open() for _ in range(3)]
+    store = venue.remote.app.extensions["doshii"].store
+    for number in numbers:
+        store.orders[number].updated -= 300
+
+    def reads() -> int:
+        counts = venue.remote.app.test_client().get("/_sandbox/counts").get_json()
+        return int(counts["requests"].get("GET", 0))
+
+    venue.poll()
+    before = reads()
+    venue.poll()
+    assert reads() - before <= 5  # the lists, each to its empty page
 
 
 def test_our_own_writes_are_no_news_to_the_poll(venue):
@@ -1302,6 +1618,12 @@ def test_what_must_be_set_is_asked_for_by_name():
         "DOSHII_VENDOR_KEY",
         "DOSHII_WEBHOOK_TOKEN",
     ]
+
+
+@pytest.mark.parametrize(("environment", "seconds"), [({}, 60.0), ({"DOSHII_TIMEOUT": "20"}, 20.0)])
+def test_an_answer_is_waited_for_as_long_as_doshiis_own_client_does(environment, seconds):
+    (account,) = read_settings(SET | environment).accounts
+    assert account.timeout == seconds
 
 
 def test_venues_side_by_side_and_one_without_a_webhook():
