@@ -6,25 +6,29 @@ event, whose unique key makes it one order's for ever.
 """
 
 import json
-from collections.abc import Collection
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, literal, select, update
+from sqlalchemy import Connection, bindparam, delete, func, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from databases.clock import later, now
 from ledger import intake
 from ledger.connection import Ledger
-from ledger.models import OVERDUE, events, in_state, orders, ticks
+from ledger.models import AWAITS_TURN, events, orders, ticks
 from ledger.records import Claim
+from ledger.rows import upsert
 from orders.arrival import Arrival
 from orders.errors import Fenced
 from orders.lanes import lane_of
 from orders.states import FINISHED, NEEDS_A_PERSON, State
 
 TURN = "turn"
-"""What an order waits for whose turn it is not; no longer than `LONGEST_TURN` seconds, should nobody tell it."""
-LONGEST_TURN = 30.0
+"""What an order waits for whose turn it is not; no longer than `LONGEST_TURN` seconds, should nobody tell it: a
+thousand that ask again and again would do nothing else."""
+LONGEST_TURN = 3600.0
 
 _BOUND = "bound:"
 _AT_REST = (*FINISHED, *NEEDS_A_PERSON)
@@ -65,6 +69,15 @@ def end_turn(ledger: Ledger, held: Claim) -> None:
             connection.execute(_WAKE_NEXT, {"of": held.system, "on": lane_of(held.system, held.account, held.step)})
 
 
+def wake_if_free(ledger: Ledger, system: str, account: str, steps: Collection[str]) -> None:
+    """To be called from time to time: one order that waits goes if the turn's holder stands still (see `take_turn`),
+    or is nobody, as when the one that was woken last never came."""
+    with ledger.transaction() as connection:
+        holder = _holder(connection, f"{system}.turn:{account}")
+        if holder is None or not _goes_on(connection, holder, steps):
+            connection.execute(_WAKE_NEXT, {"of": system, "on": lane_of(system, account, None)})
+
+
 def _turn(held: Claim) -> str:
     return f"{held.system}.turn:{held.account}"
 
@@ -86,10 +99,7 @@ _NEXT = (
     .where(
         orders.c.system == bindparam("of"),
         orders.c.lane == bindparam("on"),
-        in_state(OVERDUE),  # the index
-        orders.c.wake_at <= later(literal(LONGEST_TURN)),  # others wait for longer: they need not be looked at
-        orders.c.state == State.WAITING,
-        orders.c.awaits == TURN,
+        AWAITS_TURN,  # the index
     )
     .order_by(orders.c.wake_at)
     .limit(1)
@@ -100,6 +110,41 @@ _WAKE_NEXT = (
     .where(orders.c.id.in_(_NEXT.scalar_subquery()))
     .values(state=State.READY, wake_at=now(), version=orders.c.version + 1, updated_at=now())
 )
+
+
+@contextmanager
+def alone(ledger: Ledger, name: str, seconds: float) -> Iterator[Callable[[], bool] | None]:
+    """Do what only one process at a time may do: a turn that nobody waits for, held by whoever entered, who may be a
+    person's command that no sweep knows of. It is over after so many seconds, should its holder have died.
+
+    What is yielded says, right before the write, whether it is this holder's still, and for so many seconds more; it is
+    None if somebody else is at it."""
+    mine = uuid.uuid4().hex
+    yours = (ticks.c.name == name, ticks.c.holder == mine)
+
+    def still_alone() -> bool:
+        with ledger.statement() as connection:
+            kept = connection.execute(update(ticks).where(*yours).values(next_at=later(literal(seconds))))
+        return kept.rowcount == 1
+
+    taken = _take_alone(ledger, name, mine, seconds)
+    try:
+        yield still_alone if taken else None
+    finally:
+        with ledger.statement() as connection:
+            connection.execute(delete(ticks).where(*yours))
+
+
+def _take_alone(ledger: Ledger, name: str, holder: str, seconds: float) -> bool:
+    until = {"next_at": later(literal(seconds)), "holder": holder}
+    with ledger.statement() as connection:
+        row = connection.execute(
+            upsert(ledger, ticks)
+            .values(name=name, **until)
+            .on_conflict_do_update(index_elements=["name"], set_=until, where=ticks.c.next_at <= now())
+            .returning(ticks.c.name)
+        ).one_or_none()
+    return row is not None
 
 
 # -- facts in the middle of a step ------------------------------------------------------------------------------------

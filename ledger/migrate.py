@@ -12,7 +12,7 @@ from sqlalchemy import Connection, inspect, text
 
 from ledger.connection import Ledger
 
-NEWEST = "0003"
+NEWEST = "0004"
 """The last migration in `migrations/versions`."""
 
 SCRIPTS = Path(__file__).with_name("migrations")

@@ -49,6 +49,8 @@ def _words(states: Sequence[State]) -> str:
 _IN_FLIGHT = text(f"state IN ({_words(IN_FLIGHT)})")
 _DUE = text(f"state IN ({_words(DUE)})")
 _OVERDUE = text(f"state IN ({_words(OVERDUE)}) AND wake_at IS NOT NULL")
+AWAITS_TURN = text("state = 'waiting' AND awaits = 'turn'")
+"""Orders that wait for the turn (`intents`), written out like `in_state`."""
 _SUSPECT = text(f"crashes >= {SUSPECT}")
 
 orders = Table(
@@ -92,6 +94,8 @@ orders = Table(
     Index("ix_orders_due", "system", "lane", "wake_at", postgresql_where=_DUE, sqlite_where=_DUE),
     Index("ix_orders_overdue", "system", "lane", "wake_at", postgresql_where=_OVERDUE, sqlite_where=_OVERDUE),
     Index("ix_orders_suspect", "system", "lane", postgresql_where=_SUSPECT, sqlite_where=_SUSPECT),
+    # The one of overdue orders holds all that waits for something else, too, and who is next is asked at every turn.
+    Index("ix_orders_turn", "system", "lane", "wake_at", postgresql_where=AWAITS_TURN, sqlite_where=AWAITS_TURN),
     Index("ix_orders_in_flight", "system", postgresql_where=_IN_FLIGHT, sqlite_where=_IN_FLIGHT),
     Index(
         "ix_orders_interrupt",
@@ -295,6 +299,13 @@ inbound_requests = Table(
     Index("ix_inbound_requests_sender", "system", "sender", "number"),
     Index("ix_inbound_requests_same", "system", "sender", "same"),
     Index("ix_inbound_requests_likeness", "system", "sender", "likeness"),
+    Index(
+        "ix_inbound_requests_keys",
+        "system",
+        "created_at",
+        postgresql_where=text("request_key IS NOT NULL"),
+        sqlite_where=text("request_key IS NOT NULL"),
+    ),
 )
 
 inbound_images = Table(

@@ -232,24 +232,57 @@ def to_order(remote: RemoteOrder, items: Iterable[Item]) -> Order:
     when it has neither.
 
     There are no prices: the invoice is Storeganise's. The day is kept as midnight UTC, the time slot as a note."""
-    lines: list[tuple[str, str | None, int, str]] = [
-        (f"box:{kind}", kind, quantity, "empty boxes") for kind, quantity in remote.boxes.items()
-    ]
-    at_home = [item for item in items if not lines or item.type not in (None, *remote.boxes)]
-    lines += [(f"item:{item.sid}", item.type, 1, item.sid) for item in at_home]
+    lines = _lines(remote, items)
     if not lines:
         raise Refused("the order asks for no boxes and has no items")
     return Order(
         reference=remote.sid,
         currency=None,
-        lines=tuple(
-            Line(key=key, position=position, product=product, quantity=Decimal(quantity), description=description)
-            for position, (key, product, quantity, description) in enumerate(lines, 1)
-        ),
+        lines=lines,
         customer=Customer(remote_id=remote.owner),
-        requested_at=None if remote.day is None else datetime.combine(remote.day, time(), UTC),
-        notes=f"time slot {remote.timeslot}" if remote.timeslot else None,
+        requested_at=_requested_at(remote),
+        notes=_notes(remote),
     )
+
+
+def _lines(remote: RemoteOrder, items: Iterable[Item]) -> tuple[Line, ...]:
+    lines: list[tuple[str, str | None, int, str]] = [
+        (f"box:{kind}", kind, quantity, "empty boxes") for kind, quantity in remote.boxes.items()
+    ]
+    at_home = [item for item in items if not lines or item.type not in (None, *remote.boxes)]
+    lines += [(f"{_ITEM_LINE}{item.sid}", item.type, 1, item.sid) for item in at_home]
+    return tuple(
+        Line(key=key, position=position, product=product, quantity=Decimal(quantity), description=description)
+        for position, (key, product, quantity, description) in enumerate(lines, 1)
+    )
+
+
+_ITEM_LINE = "item:"
+
+
+def _requested_at(remote: RemoteOrder) -> datetime | None:
+    return None if remote.day is None else datetime.combine(remote.day, time(), UTC)
+
+
+def _notes(remote: RemoteOrder) -> str | None:
+    return f"time slot {remote.timeslot}" if remote.timeslot else None
+
+
+def changed(told: Order, remote: RemoteOrder, items: Iterable[Item] | None) -> list[str]:
+    """What of an order reads otherwise by now than the ERP was `told`, in words. `items`: what is on it, with types;
+    None if that is not known."""
+    was = {line.key: line.quantity for line in told.lines}
+    # A box of a type that was asked for once is no belonging of the customer's when it is asked for no more.
+    boxes = {line.product for line in told.lines if not line.key.startswith(_ITEM_LINE)}
+    lines = _lines(remote, items or ())
+    reads = {one.key: one.quantity for one in lines if not (one.key.startswith(_ITEM_LINE) and one.product in boxes)}
+    keys = [key for key in dict.fromkeys([*was, *reads]) if items is not None or not key.startswith(_ITEM_LINE)]
+    pairs: list[tuple[str, object, object]] = [(f"{key} is", reads.get(key, 0), was.get(key, 0)) for key in keys]
+    days = [at.date().isoformat() if at is not None else "none" for at in (_requested_at(remote), told.requested_at)]
+    pairs.append(("the day is", days[0], days[1]))
+    words = [f"{what} {now}, and was {before}" for what, now, before in pairs if now != before]
+    slot = _notes(remote)
+    return words if slot == told.notes else [*words, f"{slot or 'no time slot'}, and was {told.notes or 'none'}"]
 
 
 # -- what an operator adds or changes (3.5) ---------------------------------------------------------------------------
@@ -321,6 +354,9 @@ def _plain(value: Any) -> Any:
         return str(Decimal(str(value)).normalize())
     return value
 
+
+TOLD_TO_THE_ERP = ("boxes", "date", "timeslot")
+"""Fields that `to_order` makes use of and that may be edited."""
 
 _NOT_TO_EDIT = {
     "charges": "that is the command `charge`",

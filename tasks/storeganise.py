@@ -5,18 +5,20 @@ more, because it may only mean that the work is done already (7).
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
-from ledger import intake, interrupts, queries, signals
+from ledger import intake, intents, interrupts, queries, signals
 from ledger.connection import Ledger
 from ledger.queries import Known
 from ledger.signals import Signal
 from orders.arrival import Arrival
 from orders.errors import Misconfigured, Refused, TryLater
+from orders.model import Order
 from orders.outcomes import Again, Done, Ended, Outcome, Planned, skipped
 from orders.states import State
 from schemas import storeganise as schema
@@ -34,8 +36,13 @@ LOOK_AGAIN = 3600.0
 has it looked at sooner."""
 READ_FAILED = 200
 """The status of a `TryLater` that is no fault of the remote: it answered, but what we wrote is not there."""
+AT_ONCE = 100
+"""Orders of a round that are written in one transaction."""
 SCANNED = timedelta(days=1)
 """How far back the list is searched for a job."""
+TOO_LATE = "is completed in Storeganise, it cannot be cancelled any more"
+LEFT_THERE = "is left as it is in Storeganise, as a person says"
+"""Flags of an order that is cancelled here only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +58,8 @@ class Options:
 def poll(visit: Visit) -> None:
     """Take in what was updated since the last poll, with an overlap; the first one takes in everything that is open.
 
-    The bound is the server's own newest time, or ours if that is earlier: a wrong clock must not hide orders. All pages
-    are read before any order is taken in."""
+    The bound is the server's own newest time, or ours if that is earlier: a wrong clock must not hide orders. Nor must
+    an empty list: before the first row there is no bound. All pages are read before any order is taken in."""
     name = f"storeganise.poll:{visit.account.name}"
     kept = json.loads(queries.cursor(visit.ledger, name) or "{}")
     now = queries.database_now(visit.ledger)
@@ -64,9 +71,10 @@ def poll(visit: Visit) -> None:
     for rows in pages:
         intake.take_in(visit.ledger, "storeganise", [_arrival(visit.account, row) for row in rows])
     if rounds:
-        _go_round(visit, now)
+        _go_round(visit, kept.get("round_at", now.isoformat()))
         kept["round_at"] = now.isoformat()
-    kept["newest"] = _newest(kept, pages, now)
+    if pages:
+        kept["newest"] = _newest(kept, pages, now)
     signals.move_cursor(visit.ledger, name, json.dumps(kept))
 
 
@@ -104,40 +112,46 @@ def _arrival(account: Account, row: dict[str, Any]) -> Arrival:
     )
 
 
-def _go_round(visit: Visit, now: datetime) -> None:
-    """Have every unfinished order read again."""
+def _go_round(visit: Visit, last: str) -> None:
+    """Have every unfinished order read again, some at a time: whatever else the ledger is needed for goes in between.
+
+    A round that is cut off goes on at the next poll: its events are named by when the `last` one ended."""
     unfinished = queries.unfinished(visit.ledger, "storeganise", visit.account.name)
-    intake.take_in(
-        visit.ledger,
-        "storeganise",
-        [
-            Arrival(known.account, known.external_id, f"round:{known.id}:{_stamp(now)}", "round", "{}", (), news=True)
-            for known in unfinished
-        ],
-    )
+    left = iter(sorted(unfinished, key=lambda known: known.id))  # the order in which others lock them, too
+    while some := list(islice(left, AT_ONCE)):
+        rows = [_again(one, last) for one in some]
+        intake.take_in(visit.ledger, "storeganise", rows)
+
+
+def _again(known: Known, last: str) -> Arrival:
+    return Arrival(known.account, known.external_id, f"round:{known.id}:{last}", "round", "{}", (), news=True)
 
 
 # -- news of a known order --------------------------------------------------------------------------------------------
 
 
 def review(visit: Visit, known: Known) -> str | None:
-    """Read a known order again: stop it if it is cancelled there, and let it go on where staff completed a step."""
+    """Read a known order again: stop it if it is cancelled there, let it go on where staff completed a step, and have
+    a step look again that ended while the news came."""
     if known.external_id.startswith(schema.OF_JOB):
         if known.finished:  # a further event of the job; else its step sees to it
             _take_in_order_of(visit.ledger, visit.account, known.external_id)
         return None
+    if known.state == State.RUNNING:  # what its step has read may be older than the news
+        raise TryLater("a worker is at it", status=READ_FAILED)
     if known.step == "storeganise.fetch" and not known.finished:
-        if known.state == State.RUNNING:
-            raise TryLater("it is being read", status=READ_FAILED)
+        intake.wake(visit.ledger, known.id)
         return None  # it will be read
-    remote = schema.parse_order(visit.account.client.order(known.external_id))
+    remote = schema.parse_order(visit.account.client.order(known.external_id, items=True))
     if remote.cancelled:
         return _stop(visit, known)
     if known.finished:
         return _contradiction(known, remote)
     if not known.cancelling:
         signals.signal(visit.ledger, list(_completed_there(visit.ledger, known, remote)))
-    return None
+    intake.wake(visit.ledger, known.id)
+    document = queries.document(visit.ledger, known.id)
+    return None if known.cancelling or document is None else _changed(visit, known, remote, Order.from_json(document))
 
 
 def _stop(visit: Visit, known: Known) -> str | None:
@@ -150,9 +164,35 @@ def _stop(visit: Visit, known: Known) -> str | None:
 
 
 def _contradiction(known: Known, remote: RemoteOrder) -> str | None:
-    if known.state == State.DONE and remote.open:
-        return f"stands at {remote.open[0].type} in Storeganise, though order {known.id} is done here: replay it"
-    return None
+    if not remote.open or LEFT_THERE in known.facts.get("flags", ()):
+        return None
+    told = f"stands at {remote.open[0].type} in Storeganise, though order {known.id} is {known.state} here"
+    if known.state == State.CANCELLED:
+        return f"{told}, and stays so: see to it there"
+    return f"{told}: `orderfleet replay {known.id} --from storeganise.fetch` takes it up"
+
+
+def _changed(visit: Visit, known: Known, remote: RemoteOrder, ours: Order) -> str | None:
+    """What was edited there (3.5) since we read it for the ERP, which is told nothing anew: said once for each change,
+    and once when it is taken back."""
+    items = None if remote.items is None else _listed(visit.account, remote)
+    words = schema.changed(ours, remote, items)
+    said = queries.problems_of(visit.ledger, "storeganise", known.account, known.external_id)
+    last = next((one for one in said if one.startswith("changed ")), None)
+    if not words and last is None:
+        return None
+    problem = _in_words(known, words)
+    return None if problem == last else problem
+
+
+def _in_words(known: Known, words: list[str]) -> str:
+    if not words:
+        return f"changed back in Storeganise: it reads as the ERP was told of order {known.id}"
+    if known.step == "erp.order":
+        again = f"`orderfleet replay {known.id} --from storeganise.fetch` reads it again before the ERP gets it"
+        return f"changed in Storeganise since order {known.id} was read: {'; '.join(words)}: {again}"
+    kept = f"the ERP keeps what it was told of order {known.id}"
+    return f"changed in Storeganise, and {kept}: {'; '.join(words)}: put it right in the ERP"
 
 
 def _completed_there(ledger: Ledger, known: Known, remote: RemoteOrder) -> Iterator[Signal]:
@@ -240,7 +280,8 @@ def fetch(job: Job, account: Account) -> Outcome:
     raw = json.dumps(document, default=str)
     if remote.cancelled:
         return Ended("cancelled in Storeganise", cancelled=True, raw=raw, reference=remote.sid)
-    if remote.completed and not job.has_tried("erp.order"):
+    if remote.completed and not job.has_tried("erp.order") and "replayed" not in job.facts:
+        _show_missed(job, remote)
         return Ended("is completed already, and not by us", raw=raw, reference=remote.sid)
     if not remote.steps:
         return _without_steps(remote)
@@ -251,6 +292,36 @@ def fetch(job: Job, account: Account) -> Outcome:
         document=schema.to_order(remote, _listed(account, remote)).to_json(),
         reference=remote.sid,
     )
+
+
+def _show_missed(job: Job, remote: RemoteOrder) -> None:
+    """That it is completed is no matter of ours, unless it was open when it came in: then the ERP should have had it. A
+    person says whether it still should: the warehouse might do the work anew."""
+    stands_for = [f"{schema.OF_JOB}{remote.job}"]
+    entries = queries.known_orders(job.ledger, "storeganise", job.claim.account, stands_for)
+    number = job.claim.id
+    if any(_was_open(job.ledger, one) for one in (number, *(known.id for known in entries))):
+        problem = (
+            f"order {number} was open when it came in, and completed in Storeganise before it was read: it is not in "
+            f"the ERP. `orderfleet replay {number} --from storeganise.fetch` puts it there"
+        )
+        _show(job, "missed", problem)
+
+
+_OPENED = tuple(f"job.valetOrder.{kind}" for kind in ("submitted", "created", "started"))
+
+
+def _was_open(ledger: Ledger, order_id: int) -> bool:
+    """Whether any event told of an order that is still to be done."""
+    kinds = [str(entry["what"]) for entry in queries.timeline(ledger, order_id) if entry["kind"] == "event"]
+    rows = [kind.removeprefix("row.") for kind in kinds if kind.startswith("row.")]
+    return any(kind in _OPENED for kind in kinds) or any(state not in schema.CLOSED for state in rows)
+
+
+def _show(job: Job, kind: str, problem: str) -> None:
+    """A person sees it in `orderfleet events`, once for each order."""
+    of = job.claim
+    intake.keep_odd_event(job.ledger, "storeganise", of.account, f"{kind}:{of.id}", kind, "{}", problem, of.external_id)
 
 
 def _without_steps(remote: RemoteOrder) -> Outcome:
@@ -279,7 +350,7 @@ def _planned(there: RemoteStep, options: Options) -> Planned:
     return Planned(name, awaits=schema.SIGNALS.get(there.type) if waits else None, data=data)
 
 
-def _turn(job: Job, remote: RemoteOrder) -> RemoteStep | Outcome:
+def _turn(job: Job, account: Account, remote: RemoteOrder) -> RemoteStep | Outcome:
     """The step of the job that this step of ours completes, if it is the one to act on now; else what that means."""
     if remote.cancelled:
         return _CANCELLED
@@ -287,7 +358,7 @@ def _turn(job: Job, remote: RemoteOrder) -> RemoteStep | Outcome:
     if there is None:
         raise Refused(f"the order's job has no step {job.data['type']} any more: replay it from storeganise.fetch")
     if there.completed:
-        return skipped("is completed in Storeganise already")
+        return skipped("is completed in Storeganise already", rest=_new_rest(job, account, remote, there))
     if remote.open[0] != there:
         raise Refused(f"the order stands at {remote.open[0].type}, which comes before {there.type}: complete it there")
     return there
@@ -298,7 +369,7 @@ def _turn(job: Job, remote: RemoteOrder) -> RemoteStep | Outcome:
 def order_start(job: Job, account: Account) -> Outcome:
     """Confirm the order, which makes its invoice: only when it is approved (trap 3)."""
     remote = _read(job, account)
-    there = _turn(job, remote)
+    there = _turn(job, account, remote)
     return _complete(job, account, remote, there, "started") if isinstance(there, RemoteStep) else there
 
 
@@ -309,7 +380,7 @@ def _complete(job: Job, account: Account, remote: RemoteOrder, there: RemoteStep
         account.client.complete_step(job.external_id, there.id)
     except Refused:
         remote = _read(job, account)
-        after = _turn(job, remote)
+        after = _turn(job, account, remote)
         if isinstance(after, RemoteStep):
             raise
         return after
@@ -317,9 +388,10 @@ def _complete(job: Job, account: Account, remote: RemoteOrder, there: RemoteStep
 
 
 def _new_rest(job: Job, account: Account, remote: RemoteOrder, done: RemoteStep) -> tuple[Planned, ...] | None:
-    """Another rest of the plan, should the job have got steps that it does not have."""
+    """Another rest of the plan, should steps be open that it does not have: the job has got them, or they are open
+    again."""
     left = tuple(there for there in remote.open if there != done)
-    planned = {one.data.get("step") for one in job.claim.plan}
+    planned = {one.data.get("step") for one in job.claim.plan[job.claim.position + 1 :]}
     return None if all(there.id in planned for there in left) else _plan(left, account.options)
 
 
@@ -327,7 +399,7 @@ def _new_rest(job: Job, account: Account, remote: RemoteOrder, done: RemoteStep)
 @_looked_at_again()
 def other(job: Job, account: Account) -> Outcome:
     """A step of a type that we do not know is for staff; once they have completed it the order goes on."""
-    there = _turn(job, _read(job, account))
+    there = _turn(job, account, _read(job, account))
     if not isinstance(there, RemoteStep):
         return there
     page = account.client.page_of(job.external_id)
@@ -365,7 +437,7 @@ def store(job: Job, account: Account) -> Outcome:
 def _handle(job: Job, account: Account, kind: Handling) -> Outcome:
     """Command the items that need it, look at every one of them, and complete the step once none is left (trap 1)."""
     remote = _read(job, account, items=True)
-    there = _turn(job, remote)
+    there = _turn(job, account, remote)
     if not isinstance(there, RemoteStep):
         return there
     scene = look(job, account, kind, remote)
@@ -397,7 +469,7 @@ def _command(job: Job, account: Account, kind: Handling, scene: Scene, sids: lis
         return after
     if refusal is None:
         raise TryLater(f"{kind.signal}, and does not read so: {', '.join(missing)}", status=READ_FAILED)
-    moved = _turn(job, _read(job, account))
+    moved = _turn(job, account, _read(job, account))
     if isinstance(moved, RemoteStep):
         raise refusal
     return moved
@@ -409,21 +481,52 @@ def _command(job: Job, account: Account, kind: Handling, scene: Scene, sids: lis
 @step("storeganise.cancel")
 @_looked_at_again()
 def cancel(job: Job, account: Account) -> Outcome:
-    """There is no call that cancels an order: a person does it in the admin UI, and this step sees that it is done."""
+    """There is no call that cancels an order: a person does it in the admin UI, and this step sees that it is done; or
+    a person says that it stays as it is there. What is completed nobody can cancel: that is shown."""
     remote = _read(job, account)
     if remote.cancelled:
         return skipped("is cancelled in Storeganise")
+    if remote.completed:
+        _show(job, "late", f"{TOO_LATE}, though order {job.claim.id} is cancelled here")
+        return skipped(TOO_LATE, facts=job.flagged(TOO_LATE))
+    if job.acknowledged:
+        return skipped(LEFT_THERE, facts=job.flagged(LEFT_THERE))
     raise Refused(f"cancelled here, but not in Storeganise, {_how_to_cancel(job, account, remote)}")
 
 
 def _how_to_cancel(job: Job, account: Account, remote: RemoteOrder) -> str:
-    page = account.client.page_of(job.external_id)
-    if remote.completed:
-        return f"where it is completed: see {page}"
-    return f"where it stands at {remote.open[0].type if remote.open else remote.state}: cancel it at {page}"
+    stands = remote.open[0].type if remote.open else remote.state
+    return (
+        f"where it stands at {stands}: cancel it at {account.client.page_of(job.external_id)}, or "
+        f"`orderfleet replay {job.claim.id} --acknowledge` leaves it as it is there"
+    )
 
 
 # -- what operators may do beside the plan ----------------------------------------------------------------------------
+
+
+WRITE_FOR = 120.0
+"""Seconds for which a command has an order for itself: longer than its calls take. One that has died holds up others
+no longer than that."""
+
+
+@contextmanager
+def _alone(job: Job) -> Iterator[Callable[[], None]]:
+    """One command at a time: what goes back is made of what was read before. To be called right before the write: it
+    raises `TryLater` if another command may have written since, and so does entering."""
+    with intents.alone(job.ledger, f"storeganise.edit:{job.claim.id}", WRITE_FOR) as still_alone:
+        if still_alone is None:
+            raise TryLater(
+                "another charge or edit of this order is under way, or was cut off less than "
+                f"{WRITE_FOR:g} s ago: do it again in a moment",
+                status=READ_FAILED,
+            )
+
+        def check() -> None:
+            if not still_alone():
+                raise TryLater("it took too long, and nothing was written: do it again", status=READ_FAILED)
+
+        yield check
 
 
 def _editable(job: Job, account: Account) -> dict[str, Any]:
@@ -447,11 +550,13 @@ def ask_charge(job: Job, account: Account, data: dict[str, Any]) -> str:
 def run_charge(job: Job, account: Account, data: dict[str, Any]) -> str:
     """See `tasks.base.Command`. The list of charges goes back whole, from a read just before (trap 16)."""
     charge = schema.parse_charge(job.external_id, data)
-    before = schema.charges_of(_editable(job, account))
-    if schema.count_charge(before, charge):
-        return f"the charge is there already: {charge.title} [{charge.marker}]"
-    account.client.edit_order(job.external_id, {"charges": [*before, charge.as_json()]})
-    after = schema.charges_of(account.client.order(job.external_id))
+    with _alone(job) as check:
+        before = schema.charges_of(_editable(job, account))
+        if schema.count_charge(before, charge):
+            return f"the charge is there already: {charge.title} [{charge.marker}]"
+        check()
+        account.client.edit_order(job.external_id, {"charges": [*before, charge.as_json()]})
+        after = schema.charges_of(account.client.order(job.external_id))
     if not schema.count_charge(after, charge):
         raise TryLater("the charge was added, and does not read so", status=READ_FAILED)
     others = schema.other_charges(before, charge)
@@ -467,20 +572,30 @@ def ask_edit(job: Job, account: Account, data: dict[str, Any]) -> str:
     changes = schema.edited(_editable(job, account), data)
     if not changes:
         return "the order reads so already, nothing would be done"
-    return "; ".join(f"sets {name} to {value!r}, which is {now!r}" for name, (now, value) in changes.items())
+    told = "; ".join(f"sets {name} to {value!r}, which is {now!r}" for name, (now, value) in changes.items())
+    return told + _kept_by_the_erp(job, changes)
 
 
 def run_edit(job: Job, account: Account, data: dict[str, Any]) -> str:
     """See `tasks.base.Command`."""
     schema.check_edit(data)
-    changes = schema.edited(_editable(job, account), data)
-    if not changes:
-        return "the order reads so already"
-    account.client.edit_order(job.external_id, data)
-    missing = schema.edited(account.client.order(job.external_id), data)
+    with _alone(job) as check:
+        changes = schema.edited(_editable(job, account), data)
+        if not changes:
+            return "the order reads so already"
+        check()
+        account.client.edit_order(job.external_id, data)
+        missing = schema.edited(account.client.order(job.external_id), data)
     if missing:
         raise TryLater(f"edited, and does not read so: {', '.join(missing)}", status=READ_FAILED)
-    return f"set {', '.join(changes)}"
+    kept = _kept_by_the_erp(job, changes)
+    return f"set {', '.join(changes)}{kept}{': change it there' if kept else ''}"
+
+
+def _kept_by_the_erp(job: Job, changes: Collection[str]) -> str:
+    """Nothing is told anew to an ERP that has the order."""
+    names = [name for name in changes if name in schema.TOLD_TO_THE_ERP]
+    return f"; the ERP keeps the old {', '.join(names)}" if names and job.has_tried("erp.order") else ""
 
 
 COMMANDS = {
@@ -513,7 +628,7 @@ def foresee_fetch(job: Job, account: Account) -> Preview:
 
 def _foresee_turn(job: Job, account: Account) -> RemoteStep | Preview:
     try:
-        there = _turn(job, _read(job, account))
+        there = _turn(job, account, _read(job, account))
     except Refused as refusal:
         return call(f"would stop: {refusal.reason}")
     if isinstance(there, RemoteStep):
@@ -574,6 +689,8 @@ def foresee_cancel(job: Job, account: Account) -> Preview:
     remote = _read(job, account)
     if remote.cancelled:
         return already("is cancelled in Storeganise already")
+    if remote.completed:
+        return already(TOO_LATE)
     return call(f"would stop: {_how_to_cancel(job, account, remote)}")
 
 

@@ -186,12 +186,15 @@ def look(job: Job, account: Account, kind: Handling, remote: RemoteOrder) -> Sce
 
 
 def check(scene: Scene, kind: Handling) -> None:
-    """A wrong item stops the step before anything is written (trap 15)."""
+    """A wrong item stops the step before anything is written (trap 15), and so does an order of which no item can be
+    seen, whose step would be completed without a command (trap 1)."""
     words = [f"{sid}: {why}" for sid in kind.wanted(scene) if (why := _amiss(scene, kind, sid)) is not None]
     if kind.type == schema.PICK:
         words += schema.not_asked_for(scene.remote.boxes, scene.picked)
         if scene.report.everything and _to_pick(scene):
             words.append('the signal names no boxes: signal it with {"items": ["<box>"]}')
+    elif scene.report.told and not scene.items:
+        words.append('no item of the order is known: signal it with {"items": [...]}')
     if words:
         raise Refused(f"{kind.signal}, but {'; '.join(words)}")
 

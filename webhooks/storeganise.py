@@ -65,21 +65,23 @@ class Storeganise(Receiver):
 def _subject(kind: str, data: dict[str, Any]) -> tuple[str | None, Any]:
     """Which order it is about, and the plan should that be new. A job's id is not its order's (trap 2): with only that,
     an entry of its own stands for the order, and a worker looks for it."""
-    order_id, job_id = _text(data, "valetOrderId"), _text(data, "jobId")
+    order_id = _id(data, "valetOrderId")
     if order_id is not None:
         return order_id, schema.PLAN if kind.startswith(_OF_ORDERS) else ()
+    job_id = _id(data, "jobId")
     if job_id is not None and kind.startswith(_OF_ORDERS):
         return schema.OF_JOB + job_id, schema.RESOLVE
     return None, ()
 
 
-def _text(data: dict[str, Any], name: str) -> str | None:
+def _id(data: dict[str, Any], name: str) -> str | None:
+    """A whole number counts as a text, as everywhere else of theirs."""
     value = data.get(name)
     if value is None or value == "":
         return None
-    if not isinstance(value, str):
+    if isinstance(value, bool) or not isinstance(value, str | int):
         raise Unreadable(f"its {name} is no text")
-    return value
+    return str(value)
 
 
 def _key(document: dict[str, Any], raw: bytes) -> str:

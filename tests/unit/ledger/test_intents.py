@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import event, update
 
 from ledger import intake, intents, queries, records
 from ledger.connection import Ledger
@@ -119,6 +119,41 @@ def test_the_end_of_a_turn_wakes_one_that_waits_for_it(ledger: Ledger, take_in: 
     states = [queries.position_of(ledger, order) for order in (sooner, later, elsewhere, otherwise)]
     assert [state for _, _, state in filter(None, states)] == ["ready", "waiting", "waiting", "waiting"]
     assert intents.take_turn(ledger, claimed(ledger, sooner), STEPS)
+
+
+@pytest.mark.parametrize(("state", "woken"), [(State.WAITING, "waiting"), (State.IN_DOUBT, "ready")])
+def test_a_turn_whose_holder_stands_still_is_found(
+    ledger: Ledger, take_in: Callable[..., int], state: State, woken: str
+):
+    first, second, third = claimed(ledger, take_in("1")), take_in("2"), take_in("3")
+    assert intents.take_turn(ledger, first, STEPS)
+    waits(ledger, second, 3000.0)
+    waits(ledger, third, 3500.0)
+    stand(ledger, first.id, state=state)
+    intents.wake_if_free(ledger, "acme", "other", STEPS)
+    intents.wake_if_free(ledger, "acme", "default", STEPS)
+    states = [queries.position_of(ledger, order) for order in (second, third)]
+    assert [state for _, _, state in filter(None, states)] == [woken, "waiting"]
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_who_is_next_is_found_however_many_wait_for_something_else(ledger: Ledger, take_in: Callable[..., int]):
+    first = claimed(ledger, take_in("1"))
+    assert intents.take_turn(ledger, first, STEPS)
+    made: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, text: str, values: Any, *_: Any) -> None:
+        if text.startswith("UPDATE orders"):
+            made.append((text, values))
+
+    event.listen(ledger.engine, "before_cursor_execute", note)
+    intents.end_turn(ledger, first)
+    event.remove(ledger.engine, "before_cursor_execute", note)
+    ((text, values),) = made
+    with ledger.reading() as connection:
+        plan = " ".join(row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values))
+    assert "ix_orders_turn (system=? AND lane=?)" in plan
+    assert "TEMP B-TREE" not in plan
 
 
 # -- facts ------------------------------------------------------------------------------------------------------------

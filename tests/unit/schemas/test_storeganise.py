@@ -209,6 +209,31 @@ def test_an_order_of_nothing():
         to_order(parse_order(payload("order_sparse")), [])
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, []),
+        ({"charges": [], "sid": "V-2"}, []),
+        ({"date": None}, ["the day is none, and was 2026-12-01"]),
+        ({"timeslot": None}, ["no time slot, and was time slot 1000-1200"]),
+        ({"timeslot": "0800-1000"}, ["time slot 0800-1000, and was time slot 1000-1200"]),
+        ({"boxes": []}, [f"box:{SMALL} is 0, and was 3", f"box:{LARGE} is 0, and was 1"]),
+        (
+            {"boxes": [{"itemTypeId": LARGE, "quantity": 1}, {"itemTypeId": SMALL, "quantity": 4}]},
+            [f"box:{SMALL} is 4, and was 3"],
+        ),
+    ],
+)
+def test_what_has_changed_since_the_erp_was_told(fields, words):
+    document = payload("order_boxes")
+    picked, sofa = [item("V-1001-1"), item("V-1001-2", LARGE)], item("V-1001-5", SOFA)
+    told = to_order(parse_order(document), [sofa])
+    now = parse_order(changed(document, **fields))
+    assert schema.changed(told, now, [*picked, sofa]) == words
+    assert schema.changed(told, now, None) == words
+    assert set(schema.changed(told, now, picked)) == {*words, "item:V-1001-5 is 0, and was 1"}
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 9)), max_size=8).filter(
         lambda rows: any(n for _, n in rows)

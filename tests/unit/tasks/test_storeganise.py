@@ -2,6 +2,7 @@
 11 of contracts/storeganise.md."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
@@ -10,8 +11,11 @@ from typing import Any
 
 import pytest
 from flask import request
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
-from ledger import intake, queries, records, sending, signals
+from ledger import by_hand, intake, intents, queries, records, sending, signals
+from ledger.models import events
 from ledger.records import Claim
 from orders.arrival import Arrival
 from orders.errors import Misconfigured, Refused, TryLater, Unclear
@@ -294,14 +298,21 @@ def test_trap_01_whatever_becomes_of_an_answer_each_effect_is_there_once(warehou
     exactly_once(warehouse, order_id)
 
 
-def hear(driver: Warehouse, external_id: str, key: str = "hook:1") -> None:
-    """What a webhook that names only a job has taken in."""
-    plan = (Planned("storeganise.resolve"),)
-    intake.take_in(
-        driver.ledger,
-        "storeganise",
-        [Arrival("default", external_id, key, "job.valetOrder.created", json.dumps({"key": key}), plan, news=True)],
-    )
+RESOLVE = (Planned("storeganise.resolve"),)
+PLAN = (Planned("storeganise.fetch"), Planned("erp.order"))
+
+
+def hear(
+    driver: Warehouse,
+    external_id: str,
+    key: str = "hook:1",
+    *,
+    kind: str = "job.valetOrder.created",
+    plan: tuple[Planned, ...] = RESOLVE,
+) -> None:
+    """What a webhook has taken in; unless it is told otherwise, one that names only a job."""
+    arrival = Arrival("default", external_id, key, kind, json.dumps({"key": key}), plan, news=True)
+    intake.take_in(driver.ledger, "storeganise", [arrival])
 
 
 def test_trap_02_a_job_is_resolved_to_its_order(warehouse):
@@ -719,6 +730,75 @@ def test_trap_16_a_server_that_appends_charges_is_found_out(warehouse_with):
     assert command(driver, order_id, "charge", CHARGE)[1].startswith("the charge is there already")
 
 
+@pytest.mark.parametrize(("name", "data"), [("charge", CHARGE | {"key": "second"}), ("edit", {"date": "2027-12-24"})])
+def test_trap_16_one_command_at_a_time_writes_to_an_order(warehouse, name, data):
+    """The other one comes between the read and the write of the first, whose list of charges knows nothing of it."""
+    order_id, other = warehouse.take_in(), warehouse.take_in()
+    run = warehouse.fleet.systems["storeganise"].commands[name].run
+    refused: list[str] = []
+
+    def meanwhile() -> None:
+        with pytest.raises(TryLater) as caught:
+            run(warehouse.job(order_id), warehouse.account, data)
+        refused.append(caught.value.reason)
+        run(warehouse.job(other), warehouse.account, data)
+
+    warehouse.remote.when("GET", meanwhile, path=f"/valet-orders/{order_id}")
+    command_runs(warehouse, order_id, "charge", CHARGE)
+    [reason] = refused
+    assert reason.startswith("another charge or edit of this order is under way")
+    assert warehouse.effects(order_id)["put_order"] == 1
+    command_runs(warehouse, order_id, name, data)
+    assert warehouse.effects(order_id)["put_order"] == 2
+    assert len(titles(warehouse, order_id)) == (2 if name == "charge" else 1)
+
+
+def test_trap_16_a_command_that_died_holds_nobody_up_for_long(warehouse_on_both):
+    warehouse = warehouse_on_both
+    order_id = warehouse.take_in()
+    with pytest.raises(TryLater, match="under way"), a_dead_command(warehouse, order_id):
+        command_runs(warehouse, order_id, "charge", CHARGE)
+    warehouse.ticks_are_due()
+    command_runs(warehouse, order_id, "charge", CHARGE)
+    assert warehouse.effects(order_id)["charge"] == 1
+
+
+def test_trap_16_a_command_that_was_held_up_for_too_long_writes_nothing(warehouse):
+    """Another one had the order meanwhile."""
+    order_id = warehouse.take_in()
+
+    def meanwhile() -> None:
+        warehouse.ticks_are_due()
+        command_runs(warehouse, order_id, "charge", CHARGE | {"key": "second"})
+
+    warehouse.remote.when("GET", meanwhile, path=f"/valet-orders/{order_id}")
+    with pytest.raises(TryLater, match="nothing was written"):
+        command_runs(warehouse, order_id, "charge", CHARGE)
+    assert warehouse.effects(order_id)["charge"] == 1
+
+
+def test_trap_16_a_command_that_fails_holds_nobody_up(warehouse):
+    order_id = warehouse.take_in()
+    warehouse.remote.faults({"kinds": ("500_before",), "method": "PUT", "times": 1})
+    with pytest.raises(Unclear):
+        command_runs(warehouse, order_id, "charge", CHARGE)
+    command_runs(warehouse, order_id, "charge", CHARGE)
+    assert warehouse.effects(order_id)["charge"] == 1
+
+
+def command_runs(driver: Warehouse, order_id: str, name: str, data: dict[str, Any]) -> str:
+    commands = driver.fleet.systems["storeganise"].commands
+    return str(commands[name].run(driver.job(order_id), driver.account, data))
+
+
+@contextmanager
+def a_dead_command(driver: Warehouse, order_id: str) -> Iterator[None]:
+    """One that was killed between its read and its write."""
+    with intents.alone(driver.ledger, f"storeganise.edit:{driver.order(order_id)['id']}", 60.0) as held:
+        assert held is not None
+        yield
+
+
 @pytest.mark.parametrize(("name", "data"), [("charge", CHARGE), ("edit", {"date": "2026-12-24"})])
 @pytest.mark.parametrize("end", ["completed", "cancelled"])
 def test_trap_16_nothing_is_edited_after_the_end(warehouse, name, data, end):
@@ -989,7 +1069,7 @@ def test_cancelled_there_when_it_was_never_ours_is_nothing(warehouse):
     order_id = warehouse.add()
     for step in BOXES:
         warehouse.remote.edit(order_id, complete_step=step)
-    hear(warehouse, f"job:{warehouse.remote.order(order_id)['jobId']}")
+    hear(warehouse, f"job:{warehouse.remote.order(order_id)['jobId']}", kind="job.valetOrder.completed")
     warehouse.go(erp=False)
     assert warehouse.state(order_id) == "ignored"
     warehouse.remote.edit(order_id, state="cancelled")
@@ -1012,10 +1092,94 @@ def test_a_step_that_is_added_after_the_end_is_shown(warehouse):
     warehouse.finish(order_id)
     order = warehouse.there(order_id)
     order.steps[-1].state = "ready"
+    warehouse.remote.edit(order_id, customFields={"notes": "bell"})
+    warehouse.poll()
+    [told] = warehouse.odd_events()
+    number = warehouse.order(order_id)["id"]
+    assert told == (
+        f"stands at items_store in Storeganise, though order {number} is done here: "
+        f"`orderfleet replay {number} --from storeganise.fetch` takes it up"
+    )
+    warehouse.replay(order_id, position=0)
+    warehouse.go(erp=False)
+    assert warehouse.order(order_id)["step"] == "storeganise.items_store"
+
+
+def test_what_changes_there_after_the_erp_was_told_is_shown_once(warehouse):
+    order_id = warehouse.take_in(boxes=2, date="2026-12-01", timeslot="1300-1500")
+    number = warehouse.order(order_id)["id"]
+    asked, done = command(warehouse, order_id, "edit", {"date": "2027-12-24", "customFields": {"notes": "bell"}})
+    assert asked.endswith("; the ERP keeps the old date")
+    assert done == "set date, customFields.notes; the ERP keeps the old date: change it there"
+    warehouse.there(order_id).boxes[0]["quantity"] = 3
+    warehouse.remote.edit(order_id, timeslot="0800-1000")
+    for _ in range(3):
+        warehouse.poll()
+        warehouse.go_on(1)
+    assert warehouse.odd_events() == [
+        f"changed in Storeganise, and the ERP keeps what it was told of order {number}: "
+        f"box:{STANDARD_BOX} is 3, and was 2; the day is 2027-12-24, and was 2026-12-01; "
+        "time slot 0800-1000, and was time slot 1300-1500: put it right in the ERP"
+    ]
+    warehouse.remote.edit(order_id, customFields={"notes": "knock"})
+    warehouse.poll()
+    assert len(warehouse.odd_events()) == 1
+    warehouse.remote.edit(order_id, timeslot="1300-1500")
+    warehouse.poll()
+    assert "the day is 2027-12-24" in warehouse.odd_events()[1]
+    assert "time slot" not in warehouse.odd_events()[1]
+
+
+def test_what_is_changed_back_there_is_shown_too(warehouse):
+    """Somebody may have put it right in the ERP meanwhile."""
+    order_id = warehouse.take_in(timeslot="1300-1500")
+    number = warehouse.order(order_id)["id"]
+    for timeslot in ("0800-1000", "1300-1500", "0800-1000"):
+        for _ in range(2):
+            warehouse.remote.edit(order_id, timeslot=timeslot)
+            warehouse.poll()
+    first, back, again = warehouse.odd_events()
+    assert first == again
+    assert back == f"changed back in Storeganise: it reads as the ERP was told of order {number}"
+
+
+def test_what_changes_there_before_the_erp_has_taken_it_is_to_be_read_again(warehouse):
+    order_id = warehouse.take_in(boxes=[{"itemTypeId": UNKNOWN_PRODUCT, "quantity": 1}])
+    warehouse.go()
+    number = warehouse.order(order_id)["id"]
+    warehouse.there(order_id).boxes[0]["itemTypeId"] = STANDARD_BOX
+    warehouse.remote.edit(order_id, customFields={"notes": "of a type that there is"})
+    for _ in range(2):
+        warehouse.poll()
+    assert warehouse.state(order_id) == "parked"
+    assert warehouse.odd_events() == [
+        f"changed in Storeganise since order {number} was read: "
+        f"box:{UNKNOWN_PRODUCT} is 0, and was 1; box:{STANDARD_BOX} is 1, and was 0: "
+        f"`orderfleet replay {number} --from storeganise.fetch` reads it again before the ERP gets it"
+    ]
+
+
+@pytest.mark.parametrize("change", ["more", "fewer"])
+def test_what_else_the_customer_gives_is_shown(warehouse, change):
+    order_id = warehouse.take_in(kind="bulky", items=[SOFA, BICYCLE])
+    first = warehouse.sids(order_id)[0]
+    extra = warehouse.sids(warehouse.add(kind="bulky", items=[SOFA]))[0]
+    sid, order = (extra, order_id) if change == "more" else (first, None)
+    warehouse.remote.edit(order_id, items={sid: {"valetOrderId": order}})
+    warehouse.poll()
+    [told] = warehouse.odd_events()
+    assert f"item:{sid} is {1 if change == 'more' else 0}, and was {0 if change == 'more' else 1}: put" in told
+
+
+def test_picked_boxes_are_no_change_of_the_order(warehouse):
+    order_id = warehouse.stand_before("items_collect")
+    warehouse.poll()
+    warehouse.there(order_id).boxes = []
     warehouse.remote.edit(order_id, timeslot="0800-1000")
     warehouse.poll()
     [told] = warehouse.odd_events()
-    assert told.startswith("stands at items_store in Storeganise, though order ")
+    assert f"box:{STANDARD_BOX} is 0, and was 2; time slot 0800-1000" in told
+    assert "item:" not in told
 
 
 def test_a_step_that_is_put_in_meanwhile_is_for_staff_and_the_plan_follows(warehouse):
@@ -1033,6 +1197,39 @@ def test_a_step_that_is_put_in_meanwhile_is_for_staff_and_the_plan_follows(wareh
     warehouse.remote.edit(order_id, complete_step="products_pick")
     warehouse.go_on(1)
     assert warehouse.order(order_id)["awaits"] == "collected"
+
+
+@pytest.mark.parametrize("step", ["items_deliver", "items_store"])
+def test_a_step_that_is_put_in_meanwhile_is_planned_also_when_staff_complete_ours(warehouse, step):
+    order_id = warehouse.stand_before(step)
+    order = warehouse.there(order_id)
+    added = type(order.steps[0])("65a0000000000000000000dd", "products_pick")
+    order.steps.insert(BOXES.index(step) + 1, added)
+    warehouse.remote.edit(order_id, complete_step=step)
+    warehouse.poll()
+    warehouse.go(erp=False)
+    assert warehouse.state(order_id) == "parked"
+    assert "the step products_pick is done by staff" in warehouse.error(order_id)
+    warehouse.remote.edit(order_id, complete_step="products_pick")
+    warehouse.go_on(1)
+    for later in BOXES[BOXES.index(step) + 1 :]:
+        warehouse.happens(order_id, later)
+    assert warehouse.state(order_id) == "done"
+    assert warehouse.remote.order(order_id)["state"] == "completed"
+
+
+def test_a_step_that_is_open_again_is_not_left_open_when_staff_complete_the_last(warehouse):
+    order_id = warehouse.stand_before("items_store")
+    *_, collect, store = warehouse.there(order_id).steps
+    collect.state, store.state = "ready", "completed"
+    warehouse.remote.edit(order_id, timeslot="0800-1000")
+    warehouse.poll()
+    warehouse.go(erp=False)
+    assert warehouse.attempts(order_id)[-2:] == [
+        ("storeganise.items_store", "skipped"),
+        ("storeganise.items_collect", "done"),
+    ]
+    assert warehouse.remote.order(order_id)["state"] == "completed"
 
 
 def test_a_step_that_is_put_in_before_ours_stops_it(warehouse):
@@ -1086,8 +1283,109 @@ def test_what_is_being_read_is_reviewed_later(warehouse):
     [known] = queries.known_orders(warehouse.ledger, "storeganise", "default", [order_id])
     review = warehouse.fleet.systems["storeganise"].review
     assert review is not None
-    with pytest.raises(TryLater, match="it is being read"):
+    with pytest.raises(TryLater, match="a worker is at it"):
         review(Visit(warehouse.ledger, warehouse.account), known)
+
+
+def test_news_that_comes_while_an_order_is_read_wakes_it_afterwards(warehouse):
+    """It was submitted when we read it, and is created before that is written down."""
+    order_id = warehouse.add(state="submitted")
+    document = warehouse.there(order_id)
+    steps, document.steps = document.steps, []
+    warehouse.poll()
+
+    def created() -> None:
+        document.steps = steps
+        warehouse.remote.edit(order_id, state="created")
+        warehouse.poll()
+
+    warehouse.remote.when("GET", created, path=f"/valet-orders/{order_id}")
+    warehouse.go(erp=False)
+    assert warehouse.state(order_id) == "waiting"
+    news_is_due(warehouse)
+    warehouse.worker.sweep.run()
+    warehouse.go(erp=False)
+    assert warehouse.order(order_id)["awaits"] == "approved"
+
+
+def test_news_that_comes_while_a_step_runs_wakes_it_when_it_has_stopped(warehouse_on_both):
+    """The wrong box is freed after we looked at it, and before the order is parked."""
+    warehouse = warehouse_on_both
+    order_id = warehouse.stand_before("items_pickEmptyBoxes", box_elsewhere=True)
+
+    def freed() -> None:
+        warehouse.remote.edit(order_id, items={"1": {"valetOrderId": None, "ownerId": None}})
+        warehouse.poll()
+
+    warehouse.remote.when("GET", freed, path="/admin/items")
+    warehouse.happens(order_id, "items_pickEmptyBoxes")
+    assert warehouse.state(order_id) == "parked"
+    news_is_due(warehouse)
+    warehouse.worker.sweep.run()
+    warehouse.go(erp=False)
+    assert warehouse.order(order_id)["awaits"] == "delivered"
+
+
+def news_is_due(driver: Warehouse) -> None:
+    """News that was put off is read now; nothing else becomes due."""
+    driver.news_gets_old()
+    driver.read_news()
+
+
+@pytest.mark.parametrize("kind", ["row", *(f"job.valetOrder.{kind}" for kind in ("submitted", "created")), "job"])
+def test_completed_after_it_came_in_and_before_it_was_read_is_shown(warehouse, kind):
+    order_id = warehouse.add()
+    if kind == "row":
+        warehouse.poll()
+    elif kind == "job":
+        hear(warehouse, f"job:{warehouse.remote.order(order_id)['jobId']}")
+        warehouse.go(erp=False, hold=["storeganise.fetch"])
+    else:
+        hear(warehouse, order_id, kind=kind, plan=PLAN)
+    for step in BOXES:
+        warehouse.remote.edit(order_id, complete_step=step)
+    warehouse.go_on(1)
+    number = warehouse.order(order_id)["id"]
+    assert warehouse.state(order_id) == "ignored"
+    assert warehouse.odd_events() == [
+        f"order {number} was open when it came in, and completed in Storeganise before it was read: it is not in the "
+        f"ERP. `orderfleet replay {number} --from storeganise.fetch` puts it there"
+    ]
+    warehouse.replay(order_id, position=0)
+    warehouse.go(erp=False)
+    assert warehouse.state(order_id) == "done"
+    assert len(warehouse.in_erp(order_id)) == 1
+    assert not warehouse.effects(order_id)["put_order"]
+
+
+def test_an_order_that_was_none_of_ours_and_is_set_open_again_there_is_shown(warehouse):
+    order_id = warehouse.add()
+    for step in BOXES:
+        warehouse.remote.edit(order_id, complete_step=step)
+    hear(warehouse, order_id, kind="job.valetOrder.completed", plan=PLAN)
+    warehouse.go(erp=False)
+    assert (warehouse.state(order_id), warehouse.odd_events()) == ("ignored", [])
+    warehouse.there(order_id).steps[-1].state = "ready"
+    warehouse.remote.edit(order_id, timeslot="0800-1000")
+    warehouse.poll()
+    number = warehouse.order(order_id)["id"]
+    assert warehouse.odd_events() == [
+        f"stands at items_store in Storeganise, though order {number} is ignored here: "
+        f"`orderfleet replay {number} --from storeganise.fetch` takes it up"
+    ]
+
+
+def test_a_cancelled_order_that_is_set_open_again_there_is_shown(warehouse):
+    order_id = warehouse.take_in()
+    warehouse.remote.edit(order_id, state="cancelled")
+    warehouse.poll()
+    warehouse.go(erp=False)
+    warehouse.remote.edit(order_id, state="created")
+    warehouse.poll()
+    number = warehouse.order(order_id)["id"]
+    assert warehouse.odd_events() == [
+        f"stands at order_start in Storeganise, though order {number} is cancelled here, and stays so: see to it there"
+    ]
 
 
 # === Cancelled here =========================================================================================
@@ -1100,7 +1398,8 @@ def test_the_erp_cancels_and_a_person_cancels_there(warehouse):
     page = f"{warehouse.remote.url}/admin/valet-orders/{order_id}"
     assert warehouse.state(order_id) == "parked"
     assert warehouse.error(order_id) == (
-        f"cancelled here, but not in Storeganise, where it stands at order_start: cancel it at {page}"
+        f"cancelled here, but not in Storeganise, where it stands at order_start: cancel it at {page}, or "
+        f"`orderfleet replay {warehouse.order(order_id)['id']} --acknowledge` leaves it as it is there"
     )
     assert warehouse.foresee(order_id)[1].startswith("would stop: where it stands at order_start")
     warehouse.go_on(1)
@@ -1128,13 +1427,60 @@ def test_news_of_an_order_that_is_being_cancelled_wakes_nothing_else(warehouse):
 
 
 def test_an_operator_cancels_an_order_that_is_completed_there(warehouse):
+    """Nobody can cancel it any more: it ends here, and a person sees that the two do not agree."""
     order_id = warehouse.stand_before("items_store")
-    system = warehouse.fleet.systems["storeganise"]
-    operators.cancel(warehouse.ledger, warehouse.order(order_id), system, "ann")
+    cancelled_here(warehouse, order_id)
     warehouse.remote.edit(order_id, complete_step="items_store")
     warehouse.go(erp=False)
-    assert "cancelled here, but not in Storeganise, where it is completed: see http" in warehouse.error(order_id)
+    told = "is completed in Storeganise, it cannot be cancelled any more"
+    row = warehouse.order(order_id)
+    assert (row["state"], row["facts"]["flags"]) == ("cancelled", [told])
+    assert warehouse.attempts(order_id)[-1] == ("storeganise.cancel", "skipped")
     assert [row["stage"] for row in warehouse.in_erp(order_id)] == ["cancelled"]
+    assert warehouse.odd_events() == [f"{told}, though order {row['id']} is cancelled here"]
+    warehouse.poll()
+    assert len(warehouse.odd_events()) == 1
+
+
+def test_completed_there_while_the_cancellation_waits_for_a_person(warehouse):
+    order_id = warehouse.stand_before("items_store")
+    cancelled_here(warehouse, order_id)
+    warehouse.go(erp=False)
+    assert warehouse.state(order_id) == "parked"
+    warehouse.remote.edit(order_id, complete_step="items_store")
+    assert warehouse.foresee(order_id) == (
+        Effect.SKIP,
+        "is completed in Storeganise, it cannot be cancelled any more",
+    )
+    warehouse.go_on(1)
+    assert warehouse.state(order_id) == "cancelled"
+    assert len(warehouse.odd_events()) == 1
+
+
+def test_a_person_says_that_a_started_order_is_left_as_it_is_there(warehouse):
+    """Once an order is started the UI cancels it no more (5.1)."""
+    order_id = warehouse.stand_before("items_deliver")
+    cancelled_here(warehouse, order_id)
+    warehouse.go(erp=False)
+    row = warehouse.order(order_id)
+    assert f"`orderfleet replay {row['id']} --acknowledge` leaves it as it is there" in warehouse.error(order_id)
+    warehouse.replay(order_id)
+    warehouse.go(erp=False)
+    assert warehouse.state(order_id) == "parked"
+    row = warehouse.order(order_id)
+    by_hand.replay(warehouse.ledger, row["id"], row["version"], None, "ann", acknowledged=True)
+    warehouse.go(erp=False)
+    row = warehouse.order(order_id)
+    told = "is left as it is in Storeganise, as a person says"
+    assert (row["state"], row["facts"]["flags"]) == ("cancelled", [told])
+    assert warehouse.attempts(order_id)[-1] == ("storeganise.cancel", "skipped")
+    warehouse.remote.edit(order_id, complete_step="items_deliver")
+    warehouse.poll()
+    assert warehouse.odd_events() == []
+
+
+def cancelled_here(driver: Warehouse, order_id: str) -> None:
+    operators.cancel(driver.ledger, driver.order(order_id), driver.fleet.systems["storeganise"], "ann")
 
 
 # === The poll ===============================================================================================
@@ -1199,6 +1545,37 @@ def test_once_a_day_every_unfinished_order_is_read_again(warehouse):
     assert warehouse.order(order_id)["awaits"] == "collected"
 
 
+def test_the_daily_round_is_written_in_parts_and_goes_on_where_it_was_cut_off(warehouse):
+    for _ in range(230):
+        warehouse.add()
+    warehouse.poll()
+    assert list(rounds(warehouse).values()) == [1] * 230
+    set_back(warehouse, "round_at", hours=21)
+    with warehouse.ledger.statement() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER killed BEFORE INSERT ON events WHEN NEW.kind = 'round' AND "
+            "(SELECT count(*) FROM events WHERE kind = 'round') >= 380 BEGIN SELECT RAISE(ABORT, 'killed'); END"
+        )
+    before = cursor(warehouse)
+    with pytest.raises(DBAPIError, match="killed"):
+        warehouse.poll()
+    assert cursor(warehouse) == before
+    assert Counter(rounds(warehouse).values()) == {2: 100, 1: 130}
+    with warehouse.ledger.statement() as connection:
+        connection.exec_driver_sql("DROP TRIGGER killed")
+    warehouse.poll()
+    assert list(rounds(warehouse).values()) == [2] * 230
+    set_back(warehouse, "round_at", hours=21)
+    warehouse.poll()
+    assert list(rounds(warehouse).values()) == [3] * 230
+
+
+def rounds(driver: Warehouse) -> Counter[str]:
+    """How often each order was to be read again because its day had come."""
+    with driver.ledger.reading() as connection:
+        return Counter(connection.execute(select(events.c.external_id).where(events.c.kind == "round")).scalars())
+
+
 def test_a_clock_that_is_fast_hides_no_order(warehouse):
     fast = warehouse.add()
     updated(warehouse, fast, stamp(warehouse, days=3))
@@ -1216,6 +1593,15 @@ def test_the_first_poll_takes_in_all_that_is_open(warehouse):
         updated(warehouse, order_id, stamp(warehouse, days=-400))
     warehouse.poll()
     assert known(warehouse) == {old}
+
+
+def test_a_clock_that_is_slow_hides_no_order_after_an_empty_poll(warehouse):
+    warehouse.poll()
+    assert "newest" not in cursor(warehouse)
+    slow = warehouse.add()
+    updated(warehouse, slow, stamp(warehouse, hours=-1))
+    warehouse.poll()
+    assert known(warehouse) == {slow}
 
 
 def test_a_poll_that_fails_moves_nothing(warehouse):
@@ -1300,11 +1686,8 @@ def test_a_completion_that_does_not_last_stops_the_next_step(warehouse):
     assert warehouse.error(order_id) == told
 
 
-@pytest.mark.parametrize("steps", [BOXES, BULKY])
-def test_a_server_that_lists_no_items_of_an_order(warehouse, steps):
-    """`include=items` is an assumption of the contract: the items told of are then looked for by their sids."""
-    kind: dict[str, Any] = {"kind": "bulky", "items": [SOFA, SOFA]} if steps == BULKY else {"boxes": 2}
-    order_id = warehouse.take_in(**kind)
+def hide_items(driver: Warehouse, order_id: str) -> None:
+    """From now on the server takes no notice of `include=items`."""
 
     def hide(response: Any) -> Any:
         if request.path.endswith(f"/valet-orders/{order_id}") and request.method == "GET":
@@ -1313,7 +1696,15 @@ def test_a_server_that_lists_no_items_of_an_order(warehouse, steps):
             response.set_data(json.dumps(document))
         return response
 
-    warehouse.remote.app.after_request_funcs.setdefault(None, []).append(hide)
+    driver.remote.app.after_request_funcs.setdefault(None, []).append(hide)
+
+
+@pytest.mark.parametrize("steps", [BOXES, BULKY])
+def test_a_server_that_lists_no_items_of_an_order(warehouse, steps):
+    """`include=items` is an assumption of the contract: the items told of are then looked for by their sids."""
+    kind: dict[str, Any] = {"kind": "bulky", "items": [SOFA, SOFA]} if steps == BULKY else {"boxes": 2}
+    order_id = warehouse.take_in(**kind)
+    hide_items(warehouse, order_id)
     warehouse.happens(order_id, "order_start")
     for step in steps[1:]:
         for sid in warehouse.sids(order_id):
@@ -1321,6 +1712,28 @@ def test_a_server_that_lists_no_items_of_an_order(warehouse, steps):
         warehouse.go(erp=False)
     assert warehouse.state(order_id) == "done"
     exactly_once(warehouse, order_id, steps)
+
+
+@pytest.mark.parametrize("data", [{}, {"items": []}])
+def test_what_is_on_an_order_must_be_known_before_its_step_is_completed(warehouse, data):
+    """Staff picked the boxes, the server lists no items of an order, and the signal names none (trap 1)."""
+    order_id = warehouse.stand_before("items_pickEmptyBoxes")
+    warehouse.remote.edit(order_id, complete_step="items_pickEmptyBoxes")
+    warehouse.poll()
+    warehouse.go(erp=False)
+    sids = warehouse.sids(order_id)
+    hide_items(warehouse, order_id)
+    puts: list[str] = []
+    warehouse.remote.when("PUT", lambda: puts.append("completed"), path="/steps/")
+    warehouse.tell(order_id, "delivered", **data)
+    warehouse.go(erp=False)
+    told = 'delivered, but no item of the order is known: signal it with {"items": [...]}'
+    assert (warehouse.state(order_id), warehouse.error(order_id)) == ("parked", told)
+    assert not puts
+    warehouse.tell(order_id, "delivered", items=sids)
+    warehouse.go_on(1)
+    assert warehouse.order(order_id)["awaits"] == "collected"
+    assert warehouse.effects(order_id)["item:valetOrder_deliver"] == 2
 
 
 # === Previews, commands, probe ==============================================================================
@@ -1384,9 +1797,9 @@ def test_an_edit(warehouse):
     asked, done = command(warehouse, order_id, "edit", data)
     assert asked == (
         "sets date to '2026-12-02', which is '2026-12-01'; "
-        "sets customFields.notes to 'Bitte bei Müller klingeln', which is None"
+        "sets customFields.notes to 'Bitte bei Müller klingeln', which is None; the ERP keeps the old date"
     )
-    assert done == "set date, customFields.notes"
+    assert done == "set date, customFields.notes; the ERP keeps the old date: change it there"
     assert warehouse.remote.order(order_id)["date"] == "2026-12-02"
     assert command(warehouse, order_id, "edit", data) == (
         "the order reads so already, nothing would be done",

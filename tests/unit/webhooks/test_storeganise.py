@@ -195,6 +195,8 @@ def test_the_imitation_signs_as_we_read(web):
         json.dumps({"type": "job.valetOrder.created"}).encode(),
         json.dumps({"type": 7, "data": {}}).encode(),
         event(data={"valetOrderId": {"a": 1}}),
+        event(data={"valetOrderId": True}),
+        event(data={"valetOrderId": 4.5}),
         event(data={"valetOrderId": "x" * 191}),
         event("x" * 65),
         event(id="x" * 191),
@@ -227,6 +229,20 @@ def test_an_unknown_event_of_a_valet_order_is_news_all_the_same(web):
     web.post(event())
     assert web.post(event("job.valetOrder.somethingNew", id="e2")).status_code == 200
     assert web.news() == {ORDER: 1}
+
+
+@pytest.mark.parametrize(
+    ("data", "order"),
+    [
+        ({"valetOrderId": 4711}, "4711"),
+        ({"valetOrderId": ORDER, "jobId": 4712}, ORDER),
+        ({"valetOrderId": ORDER, "jobId": {"a": 1}}, ORDER),
+        ({"jobId": 4712}, "job:4712"),
+    ],
+)
+def test_ids_may_be_whole_numbers_as_everywhere(web, data, order):
+    assert web.post(event(data=data)).status_code == 200
+    assert [row[0] for row in web.orders()] == [order]
 
 
 def test_items_alone_make_no_order(web):
