@@ -14,7 +14,7 @@ from urllib3.exceptions import HTTPError
 
 from clients.base import Client, Query, RenewedToken, segment
 from clients.replies import UNREADABLE, Call, parsed, retry_after, root_cause, to_json, words_of
-from orders.errors import Misconfigured, Refused, Unavailable
+from orders.errors import Misconfigured, Refused, StepError, Unavailable
 
 Json = dict[str, Any]
 
@@ -122,11 +122,10 @@ class Partner(Client):
         super().__init__(url, **options)
         self._paths = {**PATHS, **(paths or {})}
 
-    def orders(self, *, store_id: str | None = None) -> Iterator[list[Json]]:
+    def orders(self) -> Iterator[list[Json]]:
         """The pages of the account's bookings, the newest first, none of them twice: new ones shift the pages
-        (section 2.3). A filter that the server does not know, it may ignore: look at the rows."""
-        wanted = {} if store_id is None else {"filter[store_ids][0]": store_id}
-        return self._pages("list", wanted, "_id")
+        (section 2.3). All of them: how a filter travels is not said, so what one leaves out says nothing."""
+        return self._pages("list", {}, "_id")
 
     def order(self, number: int) -> Json:
         """One booking. Raises `Refused` with status 404 if there is none, or no such path (section 2.3)."""
@@ -162,15 +161,16 @@ class Partner(Client):
     def _pages(self, name: str, wanted: Query, key: str) -> Iterator[list[Json]]:
         """`limit` is always sent: its default is 10 or 20 (trap 9)."""
         path, skip = self._paths[name], 0
-        seen: set[Any] = set()
+        seen: set[str] = set()
         while True:
             rows = self.request("GET", path, query={"limit": PAGE_SIZE, "skip": skip, **wanted}, expect=list)
             if not all(isinstance(row, dict) for row in rows):
                 raise Call("GET", path).unanswered("200, but what came is not a list of objects")
-            fresh = [row for row in rows if row.get(key) not in seen]
+            # By `repr`: what is no id may be anything that JSON has.
+            fresh = [row for row in rows if repr(row.get(key)) not in seen]
             if rows and not fresh:
                 raise Call("GET", path).unanswered("200, but the next page is one that was read")
-            seen.update(row.get(key) for row in fresh)
+            seen.update(repr(row.get(key)) for row in fresh)
             yield fresh
             if len(rows) < PAGE_SIZE:
                 return
@@ -182,7 +182,17 @@ class Partner(Client):
         return answer
 
     def sort(self, call: Call, answer: requests.Response, expect: type | None) -> Any:
-        """422 names the fields; 409 is no refusal; and a 200 counts only with a good envelope (trap 7)."""
+        """422 names the fields; 409 is no refusal; and a 200 counts only with a good envelope (trap 7). No error says
+        more of people than it must, whatever the status (trap 13)."""
+        try:
+            return self._sorted(call, answer, expect)
+        except StepError as error:
+            said = f"{call}: {answer.status_code}"
+            error.reason = said + _without_people(error.reason.removeprefix(said))
+            error.args = (error.reason,)
+            raise
+
+    def _sorted(self, call: Call, answer: requests.Response, expect: type | None) -> Any:
         status = answer.status_code
         if status == 409:
             raise call.unanswered(f"409 {_words(answer)}", after=retry_after(answer.headers), status=409)
@@ -248,7 +258,12 @@ def _word(value: Any) -> str:
 
 
 def _words(answer: requests.Response) -> str:
-    """The envelope's message, else the first words of whatever came; without addresses and long numbers."""
+    """The envelope's message, else the first words of whatever came."""
     message = _envelope(answer).get("message")
     text = message if isinstance(message, str) and message.strip() else words_of(answer)
-    return _NUMBER.sub("…", _URL.sub("…", " ".join(text.split())))[:500]
+    return " ".join(text.split())[:500]
+
+
+def _without_people(text: str) -> str:
+    """Without addresses, which may be those of receipts, and without numbers as long as those of telephones."""
+    return _NUMBER.sub("…", _URL.sub("…", text))

@@ -236,7 +236,8 @@ class Door:
 
     def _write_request(self, connection: Connection, offer: Offer, number: int, order_id: int, made: Made) -> None:
         if offer.key is not None:
-            connection.execute(_free_keys(self._system).where(inbound_requests.c.request_key == offer.key))
+            mine = (inbound_requests.c.sender == offer.sender, inbound_requests.c.request_key == offer.key)
+            connection.execute(_free_keys(self._system).where(*mine))
         connection.execute(
             insert(inbound_requests).values(
                 system=self._system,

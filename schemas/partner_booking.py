@@ -136,6 +136,12 @@ def parse_booking(document: Any) -> Booking:
     )
 
 
+def number_in(row: Json) -> int | None:
+    """The `_id` of a row, be the rest of it readable or not; None when that cannot be read either."""
+    number = row.get("_id")
+    return number if type(number) is int and number >= 0 else None
+
+
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
@@ -306,11 +312,13 @@ def _flags(phone: str, last_name: str) -> Iterator[str]:
 # -- whose a booking is -----------------------------------------------------------------------------------------------
 
 
+def is_alike(booking: Booking, *, store_id: str, instock: bool) -> bool:
+    """Whether a booking is of the kind that was asked for. What a service does not tell of it speaks for it: only what
+    is told can clear it."""
+    return booking.store_id in (None, store_id) and booking.instock in (None, instock)
+
+
 def may_be(booking: Booking, *, store_id: str, instock: bool, since: datetime, until: datetime) -> bool:
-    """Whether a booking may be the one that was asked for between these times (section 4.1). What a service does not
-    tell of it speaks for it: only what is told can clear it."""
-    return (
-        booking.store_id in (None, store_id)
-        and booking.instock in (None, instock)
-        and (booking.created_at is None or since <= booking.created_at <= until)
-    )
+    """Whether a booking may be the one that was asked for between these times (section 4.1)."""
+    alike = is_alike(booking, store_id=store_id, instock=instock)
+    return alike and (booking.created_at is None or since <= booking.created_at <= until)

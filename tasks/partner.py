@@ -3,28 +3,48 @@
 To book a crew is in `tasks.partner_booking`.
 """
 
+import json
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
-from ledger import inbound, intents, queries, signals
+from ledger import inbound, intake, intents, interrupts, queries, signals
 from ledger.queries import Known
 from ledger.signals import Signal
 from orders.errors import Refused
 from orders.outcomes import Again, Done, Outcome, Planned, skipped
+from orders.states import State
 from schemas import partner_booking as schema
 from schemas.partner_booking import Booking
 from tasks.base import Account, Job, Preview, System, Visit, already, call, irreversible, preview, step
-from tasks.partner_booking import BIND, bound_to, client_of, intent_of, look, withdraw
+from tasks.partner_booking import (
+    BIND,
+    STEPS,
+    Doubt,
+    Intent,
+    bound_to,
+    client_of,
+    heard,
+    intent_of,
+    look,
+    read_booking,
+    read_row,
+    unanswered,
+    withdraw,
+)
 
 READ_AGAIN = 900.0
 """Seconds after which a booking is read even if the list shows nothing new of it."""
+MOST_PAGES = 10
+"""Pages of the list that a poll reads: bookings further down are only read by themselves, from time to time."""
 TROUBLED = 60.0
 """Seconds after which a booking is read again whose payment is in trouble: most heal by themselves."""
-GONE = 3600.0
 
 
 def plan(*, outgoing: bool) -> tuple[Planned, ...]:
-    """What is done with an order; `outgoing`: crews are booked for it elsewhere."""
-    book = (Planned("partner.upload"), Planned("partner.book"), Planned("partner.track"))
+    """What is done with an order; `outgoing`: crews are booked for it elsewhere, once the ERP has accepted it: nobody
+    but the partner can call one off."""
+    book = (Planned("partner.upload", "numbered"), Planned("partner.book"), Planned("partner.track"))
     return (Planned("erp.order"), *(book if outgoing else ()))
 
 
@@ -38,11 +58,31 @@ def poll(visit: Visit) -> None:
     inbound.purge(visit.ledger, "partner")
     if visit.account.client is None:
         return
+    intents.wake_if_free(visit.ledger, "partner", visit.account.name, STEPS)
     unfinished = queries.unfinished(visit.ledger, "partner", visit.account.name)
+    for known in unfinished:
+        if _is_refused_after_all(known):
+            _name_what_stands(visit, known)
     tracked = {known.facts["booking_id"]: known for known in unfinished if _is_tracked(known)}
     moved = [_moved(tracked[one.number], one) for one in _changed(visit, tracked)] if tracked else []
     if moved:
         signals.signal(visit.ledger, moved)
+
+
+def _is_refused_after_all(known: Known) -> bool:
+    return known.step == "erp.order" and known.state == State.PARKED and known.facts.get("booking_id") is not None
+
+
+def _name_what_stands(visit: Visit, known: Known) -> None:
+    """The ERP does not know that a crew is on its way for what it refuses: say so where its words are shown."""
+    reason, number = queries.find_order(visit.ledger, str(known.id))[0]["error"] or "", known.facts["booking_id"]
+    stands = f"Booking {number} stands"
+    if stands not in reason:
+        words = (
+            f"{reason}. {stands}: if the order is not to be, ring the partner up to call it off, then "
+            f"`orderfleet cancel {known.id}`"
+        )
+        interrupts.stop_for_a_person(visit.ledger, known.id, f"booking:{number}", words)
 
 
 def _is_tracked(known: Known) -> bool:
@@ -52,12 +92,36 @@ def _is_tracked(known: Known) -> bool:
 def _changed(visit: Visit, tracked: dict[int, Known]) -> list[Booking]:
     """Bookings that have moved since we saw them; the newest come first, so the oldest of ours ends the search."""
     changed = []
-    for rows in client_of(visit.account).orders():
-        bookings = [schema.parse_booking(row) for row in rows]
+    for rows in islice(client_of(visit.account).orders(), MOST_PAGES):
+        bookings = list(_readable(visit, rows))
         changed += [one for one in bookings if one.number in tracked and _differs(tracked[one.number].facts, one)]
-        if all(one.number < min(tracked) for one in bookings):
+        if bookings and all(one.number < min(tracked) for one in bookings):
             break
     return changed
+
+
+def _readable(visit: Visit, rows: list[dict[str, Any]]) -> Iterator[Booking]:
+    for row in rows:
+        booking = read_row(row)
+        if booking is None:
+            _keep_odd(visit, row)
+        else:
+            yield booking
+
+
+def _keep_odd(visit: Visit, row: dict[str, Any]) -> None:
+    """A row that cannot be read stops nobody; a person sees it, once."""
+    number = schema.number_in(row)
+    name = "a booking without a number" if number is None else f"booking {number}"
+    intake.keep_odd_event(
+        visit.ledger,
+        "partner",
+        visit.account.name,
+        f"unreadable:{number}",
+        "booking",
+        json.dumps({"_id": number}),
+        f"{name} in the list of the partner service cannot be read: its changes are not seen",
+    )
 
 
 def _differs(facts: dict[str, Any], booking: Booking) -> bool:
@@ -93,7 +157,7 @@ def upload(job: Job, account: Account) -> Outcome:
 @step("partner.track")
 def track(job: Job, account: Account) -> Outcome:
     """Follow the booking until it is done: the poll tells when it has moved."""
-    booking = _read(account, _booking_id(job))
+    booking = read_booking(account, _booking_id(job))
     learnt = _learnt(job, booking)
     if booking.done:
         return Done(detail=str(booking), facts=learnt)
@@ -127,23 +191,6 @@ def _booking_id(job: Job) -> int:
     return int(number)
 
 
-def _read(account: Account, number: int) -> Booking:
-    """One booking; from the list, where the service does not give them one by one (section 2.3)."""
-    client = client_of(account)
-    try:
-        return schema.parse_booking(client.order(number))
-    except Refused as refusal:
-        if refusal.status != 404:
-            raise
-    for rows in client.orders():
-        bookings = {one.number: one for one in map(schema.parse_booking, rows)}
-        if number in bookings:
-            return bookings[number]
-        if bookings and max(bookings) < number:
-            break
-    raise Refused(f"the service does not know booking {number} any more: ask the partner", recheck=GONE)
-
-
 def _learnt(job: Job, booking: Booking) -> dict[str, Any]:
     """Facts: where it stands, and what a person should see of that."""
     facts = {"booking_id": booking.number, "status": booking.status, "substatus": booking.substatus, "intent": None}
@@ -168,21 +215,40 @@ def _odd(before: str | None, booking: Booking) -> list[str]:
 
 @step("partner.cancel")
 def cancel(job: Job, account: Account) -> Outcome:
-    """The service has no call for it: a person must ring up the partner, if a crew is booked."""
-    number = bound_to(job)
+    """The service has no call for it: a person must ring up the partner, if a crew is booked, or may be."""
+    number, called_off = bound_to(job), heard(job)
+    if number is not None and called_off:
+        return Done(detail=f"a person has seen to it that booking {number} is called off")
     intent = intent_of(job.facts)
     if number is None and intent is not None:
         found = look(job, account, intent)
         if isinstance(found, Again):
             return found
+        if isinstance(found, Doubt) and called_off:
+            withdraw(job)
+            return Done(
+                detail=f"a person has seen to it that no crew comes; what it might have been: {found.candidates}"
+            )
+        if isinstance(found, Doubt):
+            raise _may_stand(job, intent, found)
         number = _found(job, found)
     if number is None:
         return skipped("no crew is booked")
-    if job.acknowledged:
-        return Done(detail=f"a person has seen to it that booking {number} is called off")
+    # Acknowledged or not: what was found only now is not what a person has called off.
     raise Refused(
         f"cancelled here, but booking {number} stands, and the partner's service has no call to cancel one: ring the "
         f"partner up to call it off, then `orderfleet replay {job.claim.id} --acknowledge` says that it is done"
+    )
+
+
+def _may_stand(job: Job, intent: Intent, doubt: Doubt) -> Refused:
+    """Nobody needs to say which booking it is, if any: it is to be called off. So this is no doubt that could be
+    answered with `--done`, by which nobody would be rung up."""
+    return Refused(
+        f"cancelled here, but a crew may be booked: {unanswered(intent, doubt)}; what it may be: {doubt.candidates}. "
+        "The partner's service has no call to cancel one: ring the partner up to call off what was booked for this "
+        f"order, if anything, then `orderfleet replay {job.claim.id} --acknowledge` says that it is done. No crew is "
+        "booked by that"
     )
 
 
@@ -205,7 +271,7 @@ def foresee_upload(job: Job, account: Account) -> Preview:
 
 @preview("partner.track")
 def foresee_track(job: Job, account: Account) -> Preview:
-    return call(f"reads the booking again: {_read(account, _booking_id(job))}")
+    return call(f"reads the booking again: {read_booking(account, _booking_id(job))}")
 
 
 @preview("partner.cancel")

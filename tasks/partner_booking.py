@@ -5,7 +5,7 @@ is about to be sent is committed before, one order of an account at a time; and 
 nothing is sent again before the service's list has been looked at.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,6 +15,7 @@ from clients.partner import Invalid, Partner
 from ledger import inbound, intents, queries
 from orders.errors import InDoubt, Misconfigured, Refused, StepError, Unavailable, Unclear
 from orders.outcomes import Again, Done, Outcome, skipped
+from orders.states import IN_FLIGHT
 from schemas import partner_booking as schema
 from schemas.partner_booking import Booking, Request, Wish
 from tasks.base import Account, Command, Job, Preview, already, irreversible, preview, step
@@ -22,6 +23,8 @@ from tasks.base import Account, Command, Job, Preview, already, irreversible, pr
 MOST_ATTEMPTS = 3
 """Creates without an answer, each followed by looks that found nothing, before a person must act."""
 LOOKS = 3
+GONE = 3600.0
+"""Seconds after which a booking that is not there is looked for again."""
 SKEW = timedelta(seconds=120)
 """How far the service's clock and ours may be apart."""
 STEPS = ("partner.book", "erp.cancel", "partner.cancel")
@@ -63,9 +66,19 @@ class Intent:
     def may_be(self, booking: Booking) -> bool:
         """Whether that is what came of it, as far as a booking tells."""
         since, until = datetime.fromisoformat(self.since) - SKEW, datetime.fromisoformat(self.until) + SKEW
-        return booking.number > self.above and schema.may_be(
-            booking, store_id=self.store_id, instock=self.instock, since=since, until=until
-        )
+        return schema.may_be(booking, store_id=self.store_id, instock=self.instock, since=since, until=until)
+
+    def is_alike(self, booking: Booking) -> bool:
+        """The same, whatever the service's clock says: it may be wrong, or mean another zone."""
+        return schema.is_alike(booking, store_id=self.store_id, instock=self.instock)
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """The list does not tell what became of a create: `why`, and which bookings it may be, in words."""
+
+    why: str
+    candidates: str
 
 
 def intent_of(facts: Mapping[str, Any]) -> Intent | None:
@@ -81,6 +94,23 @@ def client_of(account: Account) -> Partner:
     return account.client
 
 
+def read_booking(account: Account, number: int) -> Booking:
+    """One booking; from the list, where the service does not give them one by one (section 2.3). Raises `Refused`."""
+    client = client_of(account)
+    try:
+        return schema.parse_booking(client.order(number))
+    except Refused as refusal:
+        if refusal.status != 404:
+            raise
+    for rows in client.orders():
+        found = {schema.number_in(row): row for row in rows}
+        if number in found:
+            return schema.parse_booking(found[number])
+        if max((one for one in found if one is not None), default=number) < number:
+            break
+    raise Refused(f"the service does not know booking {number} any more: ask the partner", recheck=GONE)
+
+
 # -- the step ---------------------------------------------------------------------------------------------------------
 
 
@@ -93,11 +123,14 @@ def book(job: Job, account: Account) -> Outcome:
     intent = intent_of(job.facts)
     if intent is None:
         return _attempt(job, account)
+    none_of_them = heard(job)
     found = look(job, account, intent)
     if isinstance(found, Again):
         return found
-    if found is not None:
+    if isinstance(found, Booking):
         return _booked(job, found.number, found)
+    if found is not None and not none_of_them:
+        raise _in_doubt(job, intent, found)
     withdraw(job, unanswered=job.facts.get("unanswered", 0) + 1)
     return _attempt(job, account)
 
@@ -125,8 +158,7 @@ def _attempt(job: Job, account: Account) -> Outcome:
     try:
         answer = client_of(account).create_order(request.body)
     except Invalid as refusal:
-        withdraw(job)
-        return _slot_lost(job, refusal, wish)
+        return _invalid(job, refusal, wish)
     except (Refused, Unavailable) as error:
         if not _may_have_arrived(error):
             withdraw(job)
@@ -137,7 +169,7 @@ def _attempt(job: Job, account: Account) -> Outcome:
 
 def _declare(job: Job, account: Account, request: Request, wish: Wish | None) -> None:
     """Commit what is about to be sent. Raises `Fenced`, or what reading the list raises."""
-    above = max((booking.number for booking in _newest(account)), default=-1)
+    above = max(_newest(account), default=-1)
     timeout = timedelta(seconds=account.options.timeout)
     now = queries.database_now(job.ledger)
     intent = Intent(
@@ -154,8 +186,17 @@ def _declare(job: Job, account: Account, request: Request, wish: Wish | None) ->
     intents.keep_facts(job.ledger, job.claim, {"intent": asdict(intent)})
 
 
+def heard(job: Job) -> bool:
+    """Whether a person let this try make the effect in doubt (see `Job.acknowledged`). It is used up by that: it names
+    the try by its number, which a later one, and another doubt, may have again."""
+    said = job.acknowledged
+    if job.facts.get("acknowledged") is not None:
+        intents.keep_facts(job.ledger, job.claim, {"acknowledged": None})
+    return said
+
+
 def withdraw(job: Job, **facts: Any) -> None:
-    """It is known that nothing came of it: the next order may go."""
+    """It is known that nothing came of it, or a person has said so: the next order may go."""
     intents.keep_facts(job.ledger, job.claim, {"intent": None, **facts})
     intents.end_turn(job.ledger, job.claim)
 
@@ -166,13 +207,22 @@ def _may_have_arrived(error: Refused | Unavailable) -> bool:
     return isinstance(error, Unavailable) and not isinstance(error, Misconfigured) and error.status is not None
 
 
-def _slot_lost(job: Job, refusal: Invalid, wish: Wish | None) -> Outcome:
-    """Somebody was faster: the next slot that the order asks for. Raises any other refusal."""
-    slot = [field for field, _ in refusal.problems if field.startswith("datetime")]
-    if wish is None or not slot:
+def _invalid(job: Job, refusal: Invalid, wish: Wish | None) -> Outcome:
+    """Somebody was faster, and it is nothing but the slot: the next one that the order asks for. Raises any other
+    refusal; images that the service does not know any more are forgotten here, too."""
+    fields = [field for field, _ in refusal.problems]
+    if any(field.startswith("image_uuids") for field in fields):
+        withdraw(job, images={})
+        raise Refused(f"{refusal.reason}. {_upload_anew(job)}", status=refusal.status)
+    withdraw(job)
+    if wish is None or not fields or not all(field.startswith("datetime") for field in fields):
         raise refusal
     lost = [*job.facts.get("lost", []), str(wish)]
     return Again("slot", f"{wish} is taken by now", {"lost": lost}, more=True)
+
+
+def _upload_anew(job: Job) -> str:
+    return f"`orderfleet replay {job.claim.id} --from partner.upload` uploads the images anew"
 
 
 def _readable(answer: Any) -> Booking:
@@ -189,6 +239,13 @@ def _booked(job: Job, number: int, booking: Booking | None) -> Outcome:
     owner = intents.bind(job.ledger, claim.system, claim.account, claim.external_id, str(number))
     if owner != claim.external_id:
         raise InDoubt(f"the service answers with booking {number}, which is that of order {owner}")
+    first = bound_to(job)
+    if first != number:
+        withdraw(job, booking_id=first)
+        raise InDoubt(
+            f"a crew was booked as {number}, but meanwhile a person had bound booking {first} to the order: ring the "
+            f"partner up to call off booking {number}, then `orderfleet replay {claim.id} --done`"
+        )
     intents.end_turn(job.ledger, claim)
     facts: dict[str, Any] = {"booking_id": number, "intent": None}
     if booking is not None:
@@ -210,6 +267,8 @@ def _request(job: Job, account: Account) -> tuple[Request, Wish | None]:
     document = _document(job)
     options: Options = account.options
     images = list(job.facts.get("images", {}).values())
+    if not images:
+        raise Refused(f"the service does not know the images any more. {_upload_anew(job)}")
     _check_items(account, document)
     wanted = schema.wishes(document, job.order, options.zone)
     wish = _free(job, account, document, wanted) if schema.is_in_stock(document) else None
@@ -264,24 +323,22 @@ def _free(job: Job, account: Account, document: dict[str, Any], wanted: list[Wis
 # -- was it booked? ---------------------------------------------------------------------------------------------------
 
 
-def look(job: Job, account: Account, intent: Intent) -> Again | Booking | None:
-    """Find out what became of a create (section 4.1): the booking, None for none, or another look later.
-
-    Raises `InDoubt` where the list cannot tell, unless a person has said that there is none."""
+def look(job: Job, account: Account, intent: Intent) -> Again | Booking | Doubt | None:
+    """Find out what became of a create (section 4.1): the booking, None for none, another look later, or that the list
+    cannot tell."""
     if not intents.holds_turn(job.ledger, job.claim):
-        _doubt(job, account, intent, "others may have been booked since")
-        return None
+        return Doubt("others may have been booked since", _Seen.of(job, account, intent).names())
     early = (datetime.fromisoformat(intent.look_at) - queries.database_now(job.ledger)).total_seconds()
     if early > 0:
         return Again("answer", "the answer to the booking was lost: it is looked for in a while", after=early)
-    candidates = _candidates(job, account, intent)
-    certain = [booking for booking in candidates if _shows(job, booking)]
-    if len(certain or candidates) > 1:
-        _doubt(job, account, intent, "there are several that may be it")
-        return None
-    if candidates:
-        return (certain or candidates)[0]
-    return _none_yet(job, account, intent)
+    seen = _Seen.of(job, account, intent)
+    certain = [booking for booking in seen.bookings if _shows(job, booking)]
+    if len(certain) == 1:
+        return certain[0]
+    why = seen.why_doubtful(intent)
+    if why is not None:
+        return Doubt(why, seen.names())
+    return seen.bookings[0] if seen.bookings else _none_yet(job, account, intent)
 
 
 def _none_yet(job: Job, account: Account, intent: Intent) -> Again | None:
@@ -294,26 +351,90 @@ def _none_yet(job: Job, account: Account, intent: Intent) -> Again | None:
     return Again("answer", f"look {looks} of {LOOKS}: no booking that may be it", facts, after=after)
 
 
-def _doubt(job: Job, account: Account, intent: Intent, why: str) -> None:
-    """Raises `InDoubt`, naming what it may be, unless a person has said that it is none of those."""
-    if job.acknowledged:
-        return
-    candidates = ", ".join(str(booking.number) for booking in _candidates(job, account, intent)) or "none in the list"
+def _in_doubt(job: Job, intent: Intent, doubt: Doubt) -> InDoubt:
     order = job.claim.id
-    raise InDoubt(
-        f"a booking was sent at {intent.since[:19]} and not answered, and {why}: {candidates}. If it is one of these: "
+    return InDoubt(
+        f"{unanswered(intent, doubt)}: {doubt.candidates}. If it is one of these: "
         f"`orderfleet do {order} bind --data '{{\"booking\": NUMBER}}'`, then `orderfleet replay {order} --done`. "
         f"If it is none: `orderfleet replay {order} --acknowledge` books a crew"
     )
 
 
-def _candidates(job: Job, account: Account, intent: Intent) -> list[Booking]:
-    """Bookings since then that may be it, and are no other order's."""
-    found = [
-        booking for booking in _since(account, intent) if intent.may_be(booking) and not _is_anothers(job, booking)
-    ]
-    bound = intents.owners(job.ledger, job.claim.system, job.claim.account, [str(booking.number) for booking in found])
-    return [booking for booking in found if str(booking.number) not in bound]
+def unanswered(intent: Intent, doubt: Doubt) -> str:
+    """What happened, in words."""
+    return f"a booking was sent at {intent.since[:19]} and not answered, and {doubt.why}"
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the list shows of the time since a create: `bookings` that are of its kind and no other order's, new rows
+    that cannot be read (their numbers), and whether the newest came first, without which new ones may be further
+    down."""
+
+    bookings: list[Booking]
+    unreadable: list[int | None]
+    newest_first: bool
+
+    @classmethod
+    def of(cls, job: Job, account: Account, intent: Intent) -> "_Seen":
+        """Read the list down to what was there before. Without a filter: how one travels is assumed (section 2.3), and
+        a service that takes it for another one would say that there is nothing."""
+        parsed, unreadable, past = [], [], False
+        for rows in client_of(account).orders():
+            for row in rows:
+                booking, number = read_row(row), schema.number_in(row)
+                past = past or (number is not None and number <= intent.above)
+                if booking is not None:
+                    parsed.append(booking)
+                elif number > intent.above if number is not None else not past:
+                    unreadable.append(number)
+            if past:
+                break
+        new = [
+            booking
+            for booking in parsed
+            if booking.number > intent.above and intent.is_alike(booking) and not _is_anothers(job, booking)
+        ]
+        numbers = [str(number) for number in (*(booking.number for booking in new), *unreadable)]
+        bound = intents.owners(job.ledger, job.claim.system, job.claim.account, numbers)
+        return cls(
+            [booking for booking in new if str(booking.number) not in bound],
+            [number for number in unreadable if str(number) not in bound],
+            _is_newest_first(parsed),
+        )
+
+    def why_doubtful(self, intent: Intent) -> str | None:
+        """Why it cannot be told by this what became of the create; None if it can."""
+        if not self.newest_first:
+            return "the service's list does not begin with the newest"
+        if self.unreadable:
+            return "the list has new bookings that cannot be read"
+        if len(self.bookings) > 1:
+            return "there are several that may be it"
+        if self.bookings and not intent.may_be(self.bookings[0]):
+            return "by the service's clock the only one that may be it was made at another time"
+        return None
+
+    def names(self) -> str:
+        """The numbers of what it may be."""
+        odd = ["one without a number" if number is None else str(number) for number in self.unreadable]
+        return ", ".join([*(str(booking.number) for booking in self.bookings), *odd]) or "none in the list"
+
+
+def _is_newest_first(bookings: list[Booking]) -> bool:
+    """By their times or by their numbers: two at once may have those in another order, and clocks are put back."""
+    numbers = [booking.number for booking in bookings]
+    times = [booking.created_at for booking in bookings if booking.created_at is not None]
+    by_time = len(times) == len(bookings) and times == sorted(times, reverse=True)
+    return by_time or numbers == sorted(numbers, reverse=True)
+
+
+def read_row(row: dict[str, Any]) -> Booking | None:
+    """One row of the list; None for one that cannot be read: it may be anybody's, and must not stop the others."""
+    try:
+        return schema.parse_booking(row)
+    except Refused:
+        return None
 
 
 def _shows(job: Job, booking: Booking) -> bool:
@@ -326,18 +447,10 @@ def _is_anothers(job: Job, booking: Booking) -> bool:
     return booking.details is not None and f"[{job.claim.system}:" in booking.details and not _shows(job, booking)
 
 
-def _newest(account: Account) -> list[Booking]:
-    """The first page of the list."""
-    return [schema.parse_booking(row) for row in next(client_of(account).orders())]
-
-
-def _since(account: Account, intent: Intent) -> Iterator[Booking]:
-    """The store's bookings, the newest first, down to what was there before."""
-    for rows in client_of(account).orders(store_id=intent.store_id):
-        bookings = [schema.parse_booking(row) for row in rows]
-        yield from bookings
-        if all(booking.number <= intent.above for booking in bookings):
-            return
+def _newest(account: Account) -> list[int]:
+    """The numbers on the first page of the list."""
+    numbers = [schema.number_in(row) for row in next(client_of(account).orders())]
+    return [number for number in numbers if number is not None]
 
 
 # -- what a person may do ---------------------------------------------------------------------------------------------
@@ -355,10 +468,13 @@ def foresee_book(job: Job, account: Account) -> Preview:
 
 def ask_bind(job: Job, account: Account, data: dict[str, Any]) -> str:
     """See `Command`."""
-    booking = schema.parse_booking(client_of(account).order(_number(data)))
+    booking = read_booking(account, _number(data))
     known = bound_to(job)
     if known is not None:
         raise Refused(f"the order is booked as {known} already")
+    _, _, state = queries.position_of(job.ledger, job.claim.id) or (0, None, "gone")
+    if state in IN_FLIGHT and queries.count_live_workers(job.ledger):  # none: the ledger comes from a backup
+        raise Refused(f"the order is {state}: look again in a moment")
     return f"makes booking {booking.number} ({booking.title or 'no title'}; {booking}) this order's, for ever"
 
 

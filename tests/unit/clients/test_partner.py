@@ -14,7 +14,7 @@ from flask import request
 
 from clients.base import StaticToken
 from clients.partner import PATHS, Invalid, Login, Pace, Partner
-from orders.errors import Misconfigured, Refused, TryLater, Unavailable, Unclear
+from orders.errors import Misconfigured, Refused, StepError, TryLater, Unavailable, Unclear
 from sandbox import base
 from sandbox.base import FaultRule
 from sandbox.partner import Options, create_app, service_of
@@ -126,7 +126,6 @@ def test_a_crew_is_booked_and_found_again(service: Service):
     assert booking["_id"] == 0
     assert client.order(0)["_id"] == 0
     assert [row["_id"] for row in next(client.orders())] == [0]
-    assert [row["_id"] for rows in client.orders(store_id="st-2") for row in rows] == []
     assert client.slots("st-1")[body("x")["datetime"][0]["date"]]["0712"] is True
     assert {"id": 501, "name": "Wardrobe", "delivery": True, "assembly": True} in next(client.items("st-1"))
 
@@ -346,6 +345,26 @@ def test_trap_13_no_receipt_and_no_person_is_in_our_words(ask: Callable[..., Par
         assert secret not in raised.value.reason
 
 
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 429, 500, 502, 503])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_trap_13_whatever_the_status(ask: Callable[..., Partner], status: int, hidden: bool):
+    words = "35799000001: cannot store https://images.example.com/receipt-ann.webp for +357 99 000001"
+    body = json.dumps({"status": "error", "statusCode": status, "message": words})
+    with pytest.raises(StepError) as raised:
+        ask(answer(200 if hidden else status, body)).create_order({})
+    assert raised.value.reason.startswith(f"POST /order/create: {status} ")
+    assert raised.value.reason.endswith("…: cannot store … for …")
+    assert str(raised.value) == raised.value.reason
+
+
+def test_trap_13_what_is_no_envelope(ask: Callable[..., Partner]):
+    page = "<html><h1>No room for https://images.example.com/receipt-ann.webp of 35799000001</h1></html>"
+    for status in (200, 404, 500):
+        with pytest.raises(StepError) as raised:
+            ask(answer(status, page)).create_order({})
+        assert "No room for … of …" in raised.value.reason
+
+
 def test_a_422_that_is_no_envelope(ask: Callable[..., Partner]):
     with pytest.raises(Invalid) as raised:
         ask(answer(422, "<html><title>Unprocessable</title></html>")).create_order({})
@@ -361,10 +380,10 @@ def test_trap_09_the_limit_is_always_sent(service_with: Callable[..., Service]):
     (image,) = client.upload_image(receipt("x"), "image/png")
     for _ in range(120):
         client.create_order(body(image["id"]))
-    numbers = [row["_id"] for rows in client.orders(store_id="st-1") for row in rows]
+    numbers = [row["_id"] for rows in client.orders() for row in rows]
     assert numbers == list(range(119, -1, -1)), "the newest first, and none twice"
     lists = [path for _, path, _ in service.asked if path.startswith(PATHS["list"])]
-    assert all("limit=50" in path and "skip=" in path and "%5Bstore_ids%5D%5B0%5D=st-1" in path for path in lists)
+    assert all("limit=50" in path and "skip=" in path and "filter" not in path for path in lists)
 
 
 def test_a_page_that_comes_again_and_again_is_no_list(ask: Callable[..., Partner]):
@@ -373,6 +392,11 @@ def test_a_page_that_comes_again_and_again_is_no_list(ask: Callable[..., Partner
     assert len(next(pages)) == 50
     with pytest.raises(TryLater, match="one that was read"):
         next(pages)
+
+
+def test_a_row_whose_number_is_none_stops_no_list(ask: Callable[..., Partner]):
+    rows = [{**BOOKING, "_id": {"$oid": "1"}}, BOOKING]
+    assert next(ask(told(rows)).orders()) == rows
 
 
 @pytest.mark.parametrize("data", [[1], ["x", {}], {}])

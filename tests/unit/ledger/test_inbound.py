@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import func, literal, select, update
+from sqlalchemy import event, func, literal, select, update
 
 from databases.clock import later
 from ledger import inbound, queries, signals
@@ -401,6 +401,39 @@ def test_five_tokens_of_a_holder_live(ledger: Ledger, door: Door):
 def test_logins_at_once_leave_five(ledger: Ledger, door: Door):
     at_once([partial(door.add_token, "ann", f"digest {number}") for number in range(12)])
     assert count(ledger, inbound_tokens) == 5
+
+
+def updates_of_requests(ledger: Ledger, work: Callable[[], Any]) -> list[str]:
+    """How SQLite finds the rows of each update of requests that `work` makes."""
+    made: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, text: str, values: Any, *_: Any) -> None:
+        if text.startswith("UPDATE inbound_requests"):
+            made.append((text, values))
+
+    event.listen(ledger.engine, "before_cursor_execute", note)
+    work()
+    event.remove(ledger.engine, "before_cursor_execute", note)
+    with ledger.reading() as connection:
+        found = [connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values).all() for text, values in made]
+    return [" ".join(str(row.detail) for row in rows) for rows in found]
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_what_is_looked_at_does_not_grow_with_the_ledger(ledger: Ledger, door: Door):
+    (keyed,) = updates_of_requests(ledger, lambda: fresh(door, key="k-1"))
+    assert "(system=? AND sender=? AND request_key=?)" in keyed
+    (purged,) = updates_of_requests(ledger, lambda: inbound.purge(ledger, "acme"))
+    assert "ix_inbound_requests_keys (system=? AND created_at<?)" in purged
+
+
+def test_the_key_of_another_sender_is_not_touched(ledger: Ledger, door: Door):
+    fresh(door, key="k-1", same="bobs", sender="bob")
+    age(ledger, inbound_requests, 30.1)
+    fresh(door, key="k-1", same="anns")
+    with ledger.reading() as connection:
+        keys = connection.execute(select(inbound_requests.c.request_key)).scalars().all()
+    assert keys == ["k-1", "k-1"]
 
 
 # -- purging ----------------------------------------------------------------------------------------------------------

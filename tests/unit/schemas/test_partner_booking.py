@@ -276,3 +276,18 @@ def test_only_what_is_told_of_a_booking_clears_it(change: dict[str, Any], may: b
     minute = timedelta(minutes=1)
     wanted: dict[str, Any] = {"store_id": "st-1", "instock": True, "since": CREATED - minute, "until": CREATED + minute}
     assert schema.may_be(booking, **wanted) is may
+
+
+@pytest.mark.parametrize(
+    ("row", "number"),
+    [
+        ({"_id": 0}, 0),
+        ({"_id": 7, "_status": None}, 7),
+        ({"_id": True}, None),
+        ({"_id": -1}, None),
+        ({"_id": "7"}, None),
+        ({}, None),
+    ],
+)
+def test_trap_01_the_number_of_a_row_is_read_whatever_the_rest_is(row: dict[str, Any], number: int | None):
+    assert schema.number_in(row) == number

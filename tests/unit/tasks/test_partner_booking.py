@@ -6,19 +6,20 @@ import socket
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask
+from flask import Flask, jsonify, request
 from sqlalchemy import literal, select, update
 
 from clients.base import StaticToken
 from clients.partner import Login, Partner
 from databases.clock import later
 from ledger import by_hand, intake, intents, queries, records, sending
-from ledger.models import inbound_images, orders
+from ledger.models import inbound_images, orders, workers
 from orders.arrival import Arrival
 from orders.errors import Fenced, Misconfigured, Refused, StepError
 from orders.outcomes import Planned
@@ -205,6 +206,29 @@ def bookings(bookings_with: Callable[..., Bookings]) -> Bookings:
     return bookings_with()
 
 
+class Retelling(Partner):
+    """A service whose list is not as the contract has it: `retold` makes it of all the rows, the newest first."""
+
+    retold: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+
+    def orders(self) -> Iterator[list[dict[str, Any]]]:
+        rows = self.retold([row for page in super().orders() for row in page])
+        for place in range(0, max(len(rows), 1), 50):
+            yield rows[place : place + 50]
+
+
+@pytest.fixture
+def retelling(bookings: Bookings) -> Iterator[Retelling]:
+    """The fleet calls the service by this client."""
+    client = Retelling(bookings.remote.url, auth=Login(bookings.remote.url, "sandbox", "sandbox-password"))
+    client.retold = lambda rows: rows
+    own = bookings.client
+    bookings.talk_to(client)
+    yield client
+    bookings.talk_to(own)
+    client.close()
+
+
 def test_crews_are_booked_only_where_an_account_is_configured_for_it():
     assert [one.name for one in plan(outgoing=False)] == ["erp.order"]
     assert [one.name for one in plan(outgoing=True)] == [name for name, _ in CHAIN]
@@ -300,6 +324,24 @@ def test_an_image_that_the_service_refuses_stops_the_order(bookings: Bookings):
     bookings.go()
     assert bookings.state(number) == "parked"
     assert "415" in bookings.order(number)["error"]
+
+
+def test_images_that_the_service_has_forgotten_are_uploaded_anew(bookings: Bookings):
+    """It keeps those of no booking for some days only: our own door does so, too."""
+    number = bookings.stand_before("partner.book", images=2)
+    bookings.service._images.clear()
+    bookings.go()
+    assert bookings.state(number) == "parked"
+    assert "422 image_uuids[0] notFound" in bookings.order(number)["error"]
+    assert f"orderfleet replay {bookings.order(number)['id']} --from partner.upload" in bookings.order(number)["error"]
+    bookings.again(number)
+    bookings.go()
+    assert "--from partner.upload" in bookings.order(number)["error"]
+    bookings.again(number, "partner.upload")
+    bookings.go()
+    assert bookings.facts(number)["booking_id"] == 0
+    assert bookings.remote.effects()["upload"] == 4
+    assert len(bookings.crews()) == 1
 
 
 def test_an_order_without_an_image_cannot_be_booked(bookings: Bookings):
@@ -445,6 +487,24 @@ def test_others_wait_while_it_is_not_known_what_became_of_a_create(bookings: Boo
     assert len(bookings.crews()) == 2
 
 
+def test_an_order_waits_for_its_turn_without_a_try_every_half_minute(bookings: Bookings):
+    """10,000 of them would do nothing else. Should nobody give the turn back, the poll sees that."""
+    first = bookings.add()
+    bookings.fail("500_before", "/order/create", times=1)
+    bookings.go()
+    second = bookings.add()
+    bookings.go()
+    assert bookings.order(second)["awaits"] == "turn"
+    waits = bookings.column(second, "wake_at") - queries.database_now(bookings.ledger)
+    assert waits > timedelta(minutes=30)
+    bookings.poll()
+    assert bookings.state(second) == "waiting"
+    bookings.write(first, state="parked", wake_at=None)
+    bookings.poll()
+    bookings.go()
+    assert bookings.facts(second)["booking_id"] == 0
+
+
 def in_doubt(bookings: Bookings) -> int:
     """An order of whose create nobody knows what became: another user of the account has booked the same."""
     number = bookings.stand_before("partner.book")
@@ -494,12 +554,37 @@ def test_a_person_binds_the_booking_that_was_in_doubt(bookings: Bookings):
     assert len(bookings.crews()) == 3
 
 
+def test_a_booking_is_bound_where_bookings_cannot_be_read_one_by_one(bookings_with: Callable[..., Bookings]):
+    bookings = bookings_with({"order_by_id": False})
+    number = in_doubt(bookings)
+    assert "Store One #0" in bookings.doing(number, {"booking": 0}).ask()
+    assert "is this order's" in bookings.doing(number, {"booking": 0}).run()
+    with pytest.raises(Refused, match="does not know booking 7"):
+        bookings.doing(in_doubt(bookings), {"booking": 7}).ask()
+
+
 def test_a_person_says_that_none_of_them_is_it(bookings: Bookings):
     number = in_doubt(bookings)
     bookings.again(number)
     bookings.go()
     assert bookings.facts(number)["booking_id"] == 2
     assert len(bookings.crews()) == 3
+
+
+def test_what_a_person_said_counts_for_one_create_only(bookings: Bookings):
+    """The one that follows is lost again, and again others book: that is another doubt."""
+    number = in_doubt(bookings)
+    bookings.fail("500_after", "/order/create", times=1)
+    bookings.again(number)
+    bookings.go()
+    bookings.others_book()
+    assert len(bookings.crews()) == 4
+    bookings.go_on(1)
+    bookings.fail("500_before", "/order/list", times=1)
+    for _ in range(3):
+        bookings.look()
+    assert bookings.state(number) == "in_doubt"
+    assert len(bookings.crews()) == 4
 
 
 def test_a_person_says_so_after_others_were_booked(bookings: Bookings):
@@ -536,16 +621,96 @@ def test_a_booking_of_another_kind_is_not_taken_for_it(bookings: Bookings, other
     assert bookings.facts(number)["booking_id"] == 1
 
 
-def test_a_booking_of_another_time_is_not_taken_for_it(bookings: Bookings):
+@pytest.mark.parametrize(
+    "told",
+    [
+        lambda now: now + timedelta(minutes=4),
+        lambda now: now - timedelta(minutes=4),
+        lambda now: (now + timedelta(hours=2)).replace(tzinfo=None),
+    ],
+    ids=["fast clock", "slow clock", "local time"],
+)
+def test_the_services_clock_does_not_clear_a_booking(bookings: Bookings, told: Callable[[datetime], datetime]):
+    """It is new, of the same store, and nobody's: that it was made at another time only makes it doubtful."""
     number = bookings.stand_before("partner.book")
-    bookings.fail("500_before", "/order/create", times=1)
+    bookings.fail("lost_answer", "/order/create", times=1)
     bookings.go()
-    bookings.others_book()
-    bookings.remote.edit(0, created_at="2020-01-01T00:00:00.000Z")
+    bookings.remote.edit(0, created_at=told(datetime.now(UTC)).isoformat())
     bookings.go_on(1)
     for _ in range(3):
         bookings.look()
-    assert bookings.facts(number)["booking_id"] == 1
+    assert bookings.state(number) == "in_doubt"
+    assert "0. If it is one of these" in bookings.order(number)["error"]
+    assert len(bookings.crews()) == 1
+
+
+def test_no_filter_of_the_service_says_that_nothing_was_booked(bookings: Bookings):
+    """It understands filters in its own way: nothing passes."""
+
+    def filtered() -> Any:
+        if any(name.startswith("filter") for name in request.args):
+            return jsonify({"status": "ok", "statusCode": 200, "data": []})
+        return None
+
+    bookings.remote.app.before_request_funcs.setdefault(None, []).append(filtered)
+    number = bookings.stand_before("partner.book")
+    bookings.fail("lost_answer", "/order/create", times=1)
+    bookings.go()
+    bookings.go_on(1)
+    for _ in range(3):
+        bookings.look()
+    assert bookings.facts(number)["booking_id"] == 0
+    assert len(bookings.crews()) == 1
+
+
+@pytest.mark.parametrize("others", [1, 55])
+def test_a_list_whose_newest_do_not_come_first_says_nothing(bookings: Bookings, retelling: Retelling, others: int):
+    """What is on its first page is not the newest: neither before the create nor after it."""
+    for _ in range(others):
+        bookings.others_book()
+    retelling.retold = lambda rows: rows[::-1]
+    number = bookings.stand_before("partner.book")
+    bookings.fail("lost_answer", "/order/create", times=1)
+    bookings.go()
+    bookings.go_on(1)
+    for _ in range(3):
+        bookings.look()
+    assert bookings.state(number) == "in_doubt"
+    assert "does not begin with the newest" in bookings.order(number)["error"]
+    assert len(bookings.crews()) == others + 1
+
+
+ODD_ROWS = [{"_id": 99, "_status": None}, {"_id": 99, "_status": "open", "partner_details": {"store_id": 7}}]
+
+
+@pytest.mark.parametrize("odd", [*ODD_ROWS, {"_id": "x", "_status": "open"}], ids=["status", "store", "id"])
+def test_a_row_that_cannot_be_read_stops_nobody_elses_order(bookings: Bookings, retelling: Retelling, odd: Any):
+    retelling.retold = lambda rows: [odd, *rows]
+    numbers = [bookings.add(), bookings.add()]
+    bookings.go()
+    bookings.go_on(2)
+    assert {bookings.facts(number)["booking_id"] for number in numbers} == {0, 1}
+    bookings.remote.edit(0, _substatus="fee_captured")
+    for _ in range(2):
+        bookings.poll()
+        bookings.go()
+    done = next(number for number in numbers if bookings.facts(number)["booking_id"] == 0)
+    assert bookings.state(done) == "done"
+    (event,) = queries.odd_events(bookings.ledger)
+    assert "cannot be read" in event["problem"]
+
+
+@pytest.mark.parametrize("odd", [*ODD_ROWS, {"_status": "open"}], ids=["status", "store", "id"])
+def test_a_new_row_that_cannot_be_read_may_be_the_booking(bookings: Bookings, retelling: Retelling, odd: Any):
+    number = bookings.stand_before("partner.book")
+    bookings.fail("500_before", "/order/create", times=1)
+    bookings.go()
+    retelling.retold = lambda rows: [odd, *rows]
+    bookings.go_on(1)
+    for _ in range(3):
+        bookings.look()
+    assert bookings.state(number) == "in_doubt"
+    assert bookings.crews() == []
 
 
 @pytest.mark.parametrize("why", ["it was there before", "it is another order's"])
@@ -569,8 +734,8 @@ class Telling(Partner):
 
     addresses: Callable[[], dict[int, Any]]
 
-    def orders(self, *, store_id: str | None = None) -> Iterator[list[dict[str, Any]]]:
-        for rows in super().orders(store_id=store_id):
+    def orders(self) -> Iterator[list[dict[str, Any]]]:
+        for rows in super().orders():
             yield [row | {"address": self.addresses()[row["_id"]]} for row in rows]
 
 
@@ -596,6 +761,78 @@ def test_a_booking_that_is_another_orders_is_in_doubt(bookings: Bookings):
     bookings.go()
     assert bookings.state(number) == "in_doubt"
     assert "that of order 77" in bookings.order(number)["error"]
+
+
+class Meanwhile(Partner):
+    """A service that takes its time to book a crew: `happens` while it does."""
+
+    happens: Callable[[], None]
+
+    def create_order(self, document: dict[str, Any]) -> dict[str, Any]:
+        self.happens()
+        return super().create_order(document)
+
+
+@pytest.fixture
+def meanwhile(bookings: Bookings) -> Iterator[Meanwhile]:
+    client = Meanwhile(bookings.remote.url, auth=Login(bookings.remote.url, "sandbox", "sandbox-password"))
+    own = bookings.client
+    yield client
+    bookings.talk_to(own)
+    client.close()
+
+
+def test_no_booking_is_bound_while_one_is_being_made(bookings: Bookings, meanwhile: Meanwhile):
+    number = bookings.stand_before("partner.book")
+    bookings.others_book()
+    said: list[str] = []
+
+    def bind() -> None:
+        with pytest.raises(Refused) as refused:
+            bookings.doing(number, {"booking": 0}).run()
+        said.append(refused.value.reason)
+
+    meanwhile.happens = bind
+    bookings.talk_to(meanwhile)
+    bookings.go()
+    assert said == ["the order is running: look again in a moment"]
+    assert bookings.facts(number)["booking_id"] == 1
+
+
+def test_a_booking_is_bound_in_a_ledger_that_comes_from_a_backup(bookings: Bookings):
+    """No worker is alive that could be at work on the order."""
+    number = bookings.stand_before("partner.book")
+    bookings.others_book()
+    row = bookings.order(number)
+    assert records.claim(bookings.ledger, row["id"], row["position"], row["step"], "dead") is not None
+    with pytest.raises(Refused, match="is running"):
+        bookings.doing(number, {"booking": 0}).run()
+    with bookings.ledger.statement() as connection:
+        connection.execute(update(workers).values(seen_at=later(literal(-60.0))))
+    assert "is this order's" in bookings.doing(number, {"booking": 0}).run()
+
+
+def test_a_booking_that_is_bound_while_another_is_made_is_in_doubt(bookings: Bookings, meanwhile: Meanwhile):
+    """The command looked before the create began, and bound after it."""
+    number = bookings.stand_before("partner.book")
+    bookings.others_book()
+
+    def bind() -> None:
+        intents.bind(bookings.ledger, "partner", "default", str(number), "0")
+
+    meanwhile.happens = bind
+    bookings.talk_to(meanwhile)
+    bookings.go()
+    assert bookings.state(number) == "in_doubt"
+    assert "call off booking 1" in bookings.order(number)["error"]
+    other = bookings.add()
+    bookings.go()
+    assert bookings.facts(other)["booking_id"] == 2
+    bookings.it_did_happen(number)
+    bookings.go()
+    assert bookings.facts(number)["booking_id"] == 0
+    assert bookings.order(number)["step"] == "partner.track"
+    assert len(bookings.crews()) == 3
 
 
 def test_an_answer_that_cannot_be_read_is_an_unclear_one(bookings: Bookings):
@@ -780,6 +1017,28 @@ def test_every_shape_of_a_422_is_read(bookings_with: Callable[..., Bookings], sh
     assert len(bookings.crews()) == (shape != "null")
 
 
+class Finicky(Partner):
+    """A service that refuses the slot, and the telephone number, too."""
+
+    def create_order(self, document: dict[str, Any]) -> dict[str, Any]:
+        customer = {**document["customer"], "phone_number": "none"}
+        pair = {"date": "2020-01-01", "timeslot": "0712"}
+        return super().create_order({**document, "customer": customer, "datetime": [pair]})
+
+
+def test_a_slot_is_not_all_that_is_refused(bookings: Bookings):
+    finicky = Finicky(bookings.remote.url, auth=Login(bookings.remote.url, "sandbox", "sandbox-password"))
+    client = bookings.client
+    number = bookings.stand_before("partner.book", datetime=bookings.free(2))
+    bookings.talk_to(finicky)
+    bookings.go()
+    bookings.talk_to(client)
+    finicky.close()
+    assert bookings.state(number) == "parked"
+    assert "customer.phone_number stringPattern" in bookings.order(number)["error"]
+    assert "datetime[0].date dateRange" in bookings.order(number)["error"]
+
+
 def test_a_token_that_dies_in_the_middle_is_renewed_once(bookings_with: Callable[..., Bookings]):
     bookings = bookings_with({"unauthorized": {"create": 1, "upload": 1}, "token_calls": 2})
     number = bookings.add()
@@ -928,6 +1187,28 @@ def test_a_poll_reads_the_list_once_for_all_and_no_further_than_needed(bookings:
     assert bookings.requests("GET") == before + 2
 
 
+class Busy(Partner):
+    """An account whose list has no end: others book all the time."""
+
+    read = 0
+
+    def orders(self) -> Iterator[list[dict[str, Any]]]:
+        for first in range(10**6, 0, -50):
+            self.read += 1
+            yield [{"_id": first - place, "_status": "open"} for place in range(50)]
+
+
+def test_an_old_booking_does_not_have_each_poll_read_all_that_are_newer(bookings: Bookings):
+    number = bookings.add()
+    bookings.go()
+    busy, client = Busy(bookings.remote.url, auth=StaticToken("token", "x")), bookings.client
+    bookings.talk_to(busy)
+    bookings.poll()
+    bookings.talk_to(client)
+    assert busy.read == 10
+    assert bookings.column(number, "wake_at") is not None, "it is read by itself from time to time"
+
+
 # -- cancelling -------------------------------------------------------------------------------------------------------
 
 
@@ -974,6 +1255,82 @@ def test_cancelled_while_it_is_not_known_if_a_crew_is_booked(bookings: Bookings,
     assert bookings.facts(other)["booking_id"] == made
 
 
+def test_cancelled_while_in_doubt_a_person_rings_the_partner_up(bookings: Bookings):
+    """It is called off, whichever it is: nobody needs to say which, and none is booked."""
+    number = in_doubt(bookings)
+    bookings.cancel(number)
+    assert bookings.state(number) == "parked"
+    said = bookings.order(number)["error"]
+    assert "what it may be: 1, 0." in said
+    assert "ring the partner up" in said
+    assert "--acknowledge" in said
+    assert "--done" not in said
+    with pytest.raises(operators.NotPossible, match="not in doubt"):
+        bookings.it_did_happen(number)
+    bookings.again(number)
+    bookings.go()
+    assert bookings.state(number) == "cancelled"
+    assert bookings.attempts(number)[-1] == ("partner.cancel", "done")
+    assert bookings.facts(number)["intent"] is None
+    assert len(bookings.crews()) == 2
+
+
+def test_a_booking_found_only_now_is_not_what_a_person_has_called_off(bookings: Bookings):
+    number = in_doubt(bookings)
+    bookings.cancel(number)
+    assert intents.bind(bookings.ledger, "partner", "default", "77", "1") == "77"
+    bookings.again(number)
+    bookings.go()
+    assert bookings.state(number) == "parked"
+    assert "booking 0 stands" in bookings.order(number)["error"]
+    bookings.again(number)
+    bookings.go()
+    assert bookings.state(number) == "cancelled"
+
+
+def test_a_booking_that_is_bound_after_the_cancelling_stands(bookings: Bookings):
+    number = in_doubt(bookings)
+    bookings.cancel(number)
+    bookings.doing(number, {"booking": 0}).run()
+    bookings.again(number, acknowledged=True)
+    bookings.go()
+    assert bookings.state(number) == "cancelled"
+    assert "booking 0 is called off" in str(queries.timeline(bookings.ledger, bookings.order(number)["id"]))
+
+
+# -- the ERP ----------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_booked_before_the_erp_has_taken_the_order(bookings: Bookings):
+    number = bookings.add()
+    bookings.go(erp=False)
+    assert (bookings.order(number)["step"], bookings.order(number)["awaits"]) == ("partner.upload", "numbered")
+    bookings.tell(number, "refused", reason="unknown customer")
+    bookings.go(erp=False)
+    assert bookings.state(number) == "parked"
+    assert bookings.remote.effects()["upload"] == 0
+    assert bookings.crews() == []
+
+
+def test_a_refusal_that_comes_after_the_booking_names_it(bookings: Bookings):
+    number = bookings.add()
+    bookings.go()
+    bookings.tell(number, "refused", reason="over the limit")
+    bookings.go()
+    for _ in range(2):
+        bookings.poll()
+    row = bookings.order(number)
+    assert (row["state"], row["step"]) == ("parked", "erp.order")
+    assert row["error"] == (
+        "the ERP refuses the order: over the limit. Booking 0 stands: if the order is not to be, ring the partner up "
+        f"to call it off, then `orderfleet cancel {row['id']}`"
+    )
+    told = queries.timeline(bookings.ledger, row["id"])
+    assert len([one for one in told if "Booking 0 stands" in str(one)]) == 1
+    bookings.go_on(1)
+    assert bookings.state(number) == "parked"
+
+
 # -- settings, and what else there is ---------------------------------------------------------------------------------
 
 
@@ -994,6 +1351,20 @@ def test_what_is_kept_for_a_while_only_is_forgotten_by_the_poll(bookings_with: C
     assert left == [number]
     assert bookings.attempts(number) == [("erp.order", "done")]
     assert bookings.state(number) == "done"
+
+
+def test_an_order_that_only_came_in_is_seen_when_the_erp_refuses_it(bookings_with: Callable[..., Bookings]):
+    bookings = bookings_with(PARTNER_URL="")
+    refused, cancelled = bookings.add(), bookings.add()
+    bookings.go()
+    assert bookings.state(refused) == bookings.state(cancelled) == "done"
+    bookings.tell(refused, "refused", reason="over the limit")
+    bookings.tell(cancelled, "cancelled")
+    bookings.go()
+    assert [int(row["external_id"]) for row in queries.stopped(bookings.ledger, 10)] == [refused]
+    assert bookings.order(refused)["error"] == "the ERP refuses the order: over the limit"
+    told = bookings.doors_row(cancelled)
+    assert (told["_status"], told["_substatus"]) == ("open", "cancelled")
 
 
 def test_an_account_that_is_gone_keeps_its_orders(bookings: Bookings):
