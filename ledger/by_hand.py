@@ -32,7 +32,7 @@ def replay(
         tries = max(row.tries, 1)
         facts = json.loads(row.facts) | {"replayed": True}
         if acknowledged:
-            facts["acknowledged"] = [at, tries + 1]
+            facts["acknowledged"] = [at, step.name, tries + 1]
         ending = State.DONE if row.ending == State.IGNORED else row.ending
         begun = at == row.position and _has_begun(row, step)
         _stand_at(connection, row, step, at_once=begun, tries=tries, facts=json.dumps(facts), ending=ending)

@@ -32,7 +32,7 @@ class Job:
     @property
     def acknowledged(self) -> bool:
         """A person let this very try make an effect that was in doubt: it did not happen, or may happen again."""
-        return self.claim.facts.get("acknowledged") == [self.claim.position, self.claim.tries]
+        return self.claim.facts.get("acknowledged") == [self.claim.position, self.claim.step, self.claim.tries]
 
     @property
     def external_id(self) -> str:

@@ -126,6 +126,15 @@ class TestReplay:
         records.retry(ledger, held, "no answer", 0.0, None)
         assert not Job(ledger, claim(ledger, order)).acknowledged
 
+    def test_nor_is_it_for_another_step_that_takes_its_place(self, ledger, order):
+        row = park(ledger, order, State.IN_DOUBT)
+        by_hand.replay(ledger, order, row["version"], None, "ann", acknowledged=True)
+        interrupts.interrupt(ledger, order, "gone", (Planned("erp.cancel"),), State.CANCELLED)
+        held = claim(ledger, order)
+        assert (held.step, held.position) == ("erp.cancel", row["position"])
+        records.retry(ledger, held, "no answer", 0.0, None)
+        assert not Job(ledger, claim(ledger, order)).acknowledged
+
     def test_without_one_a_step_in_doubt_stays_so(self, ledger, order):
         row = park(ledger, order, State.IN_DOUBT)
         by_hand.replay(ledger, order, row["version"], None, "ann")
