@@ -6,7 +6,7 @@ Documents are as the client parsed them: floats as `Decimal`. Floats and numeric
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time
 from decimal import Decimal, InvalidOperation
 from enum import Enum
@@ -186,6 +186,64 @@ def _midnight(day: date | None) -> datetime | None:
     return None if day is None else datetime.combine(day, time(), UTC)
 
 
+_PARTS = {
+    "reference": "the reference",
+    "currency": "the currency",
+    "customer": "the customer",
+    "ship_to": "the delivery address",
+    "requested_at": "the date it is wanted",
+    "notes": "the notes",
+}
+_LINE_PARTS = {"product": "product", "product_origin": "product", "description": "description", "kind": "type"}
+
+
+def changes(known: Order, now: Order) -> list[str]:
+    """What of an order is not as it was known, in words; nothing: an empty list. Values are shown of amounts alone.
+
+    A line is known by its key, or else by what it says: our own PUT may give lines new ids (7)."""
+    words = [f"{name} changed" for part, name in _PARTS.items() if getattr(known, part) != getattr(now, part)]
+    left = {line.key: line for line in now.lines}
+    missing = []
+    for line in known.lines:
+        same = left.pop(line.key, None)
+        if same is None:
+            missing.append(line)
+        else:
+            words += [f"line {line.key}: {text}" for text in _line_changes(line, same)]
+    for line in missing:
+        twin = next((key for key, other in left.items() if _but_for_key(other) == _but_for_key(line)), None)
+        if twin is None:
+            words.append(f"line {line.key} is gone")
+        else:
+            del left[twin]
+    return words + [f"line {key} is new" for key in left]
+
+
+def _but_for_key(line: Line) -> Line:
+    return replace(line, key="", position=0)
+
+
+def _line_changes(known: Line, now: Line) -> list[str]:
+    amounts = [name for name in ("quantity", "unit_price") if getattr(known, name) != getattr(now, name)]
+    words = [f"{name} was {getattr(known, name)} and is {getattr(now, name)}" for name in amounts]
+    others = [name for part, name in _LINE_PARTS.items() if getattr(known, part) != getattr(now, part)]
+    return words + [f"{name} changed" for name in dict.fromkeys(others)]
+
+
+def with_first_keys(order: Order, remote: RemoteOrder, numbers: Mapping[str, int]) -> Order:
+    """`order`, just made of `remote`, with the keys that the ERP knows its lines by.
+
+    `numbers`: the ERP's line numbers by those keys. A line that a PUT of ours gave a new id has its number still."""
+    there = {line.key for line in order.lines}
+    lost = {number: key for key, number in numbers.items() if key not in there}
+    first = {
+        str(line.id): lost.pop(line.erp_line_number)
+        for line in remote.lines
+        if line.erp_line_number in lost and str(line.id) not in numbers
+    }
+    return order.with_lines(tuple(replace(line, key=first.get(line.key, line.key)) for line in order.lines))
+
+
 # -- the ERP's numbers, put back into the order -----------------------------------------------------------------------
 # Here an order is the raw document, once `parse_order` has taken it: a PUT must carry what we do not understand, too.
 
@@ -243,7 +301,9 @@ def replacement(document: Json, erp_order_number: str, numbers: Mapping[str, int
     there = _numbers_there(document)
     _refuse_overwriting(document.get("erp_order_number"), erp_order_number, there, numbers)
     if gone := _gone(there, numbers):
-        raise Refused(f"the ERP numbered lines that are no longer in the order: {', '.join(gone)}")
+        raise Refused(
+            f"the ERP numbered lines that are no longer in the order: {', '.join(gone)}; replay from cloudsuite.fetch"
+        )
     will_be = {**there, **{key: number for key, number in numbers.items() if key in there}}
     if ambiguous := _ambiguous(will_be, numbers):
         raise Refused(f"deliveries could not be told apart: {'; '.join(ambiguous)}")

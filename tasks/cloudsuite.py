@@ -1,17 +1,19 @@
 """CloudSuite: webshop orders from `confirmed` to the ERP and back. Contract: contracts/cloudsuite.md."""
 
+import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from clients.cloudsuite import CloudSuite
-from ledger import intake, interrupts, queries, signals
-from ledger.queries import Told
+from ledger import intake, intents, interrupts, queries, signals
+from ledger.connection import Ledger
+from ledger.queries import Known, Told
 from orders.arrival import Arrival
-from orders.errors import Refused, TryLater
+from orders.errors import Refused, StepError, TryLater, Unavailable, Unclear
 from orders.model import Order
 from orders.outcomes import Again, Done, Ended, Outcome, Planned, skipped
 from orders.states import State
@@ -22,8 +24,12 @@ from tasks.shipped import covers, shipped_quantities
 
 OVERLAP = timedelta(days=2)
 FULL_PASS = timedelta(hours=20)
+AHEAD = timedelta(days=1)
+"""How far the shop's naive clock may be ahead of ours, which is in UTC: a date beyond that is none to go by."""
 LOOK_AGAIN = 3600.0
 """Seconds after which an order that a person should look at is read again by itself: payments do arrive late."""
+LINES_LATE = 86400.0
+"""Seconds after which an order whose line numbers nobody told is looked at again by itself; a replay looks at once."""
 READ_FAILED = 200
 """The status of a `TryLater` that is no fault of the remote: it answered, but what we wrote is not there yet."""
 
@@ -61,66 +67,191 @@ def poll(visit: Visit) -> None:
 
     All pages are read before any order is taken in: taking the first ones on would shrink the list under the
     paging, and skip rows (trap 4). `state=confirmed` is the queue; the date is a lower bound with two days' overlap,
-    in the server's own naive time (traps 5, 9), and left out at least once a day."""
+    in the server's own naive time (traps 5, 9), and left out at least once a day. Where a page cannot be read the
+    rows before it are taken in all the same, and the next visit begins where this one did."""
     name = f"cloudsuite.poll:{visit.account.name}"
-    kept = json.loads(queries.cursor(visit.ledger, name) or "{}")
     today = queries.database_now(visit.ledger)
+    kept = _kept(queries.cursor(visit.ledger, name), today)
     full = "full_at" not in kept or today - datetime.fromisoformat(kept["full_at"]) > FULL_PASS
     bound = {} if full or "newest" not in kept else {"confirm_date__gte": _minus_overlap(kept["newest"])}
-    rows = _read_all(visit.account, bound)
+    rows, failure = _read_lists(visit, _wanted(visit.account, bound))
     intake.take_in(visit.ledger, "cloudsuite", [_arrival(visit.account, row) for row in rows])
-    if "newest" in kept:
-        rows += _take_cancellations(visit, _minus_overlap(kept["newest"]))
-    newest = max([row["modified_date"] for row in rows if row.get("modified_date")] + [kept.get("newest", "")])
+    if "newest" in kept and not isinstance(failure, Unavailable):
+        since = _minus_overlap(kept["newest"])
+        cancelled, unread = _read_lists(visit, [{"state": "cancel", "modified_date__gte": since}])
+        _take_cancellations(visit, cancelled)
+        rows, failure = rows + cancelled, failure or unread
+    if failure is not None:
+        raise failure
+    newest = max([_stamp(row.get("modified_date")) for row in rows] + [kept.get("newest", "")])
     if newest:
-        kept["newest"] = newest
+        kept["newest"] = min(newest, _latest(today))
     if full:
         kept["full_at"] = today.isoformat()
     signals.move_cursor(visit.ledger, name, json.dumps(kept))
+
+
+def _kept(text: str | None, today: datetime) -> dict[str, str]:
+    """What the last visit remembered."""
+    kept: dict[str, str] = json.loads(text or "{}")
+    return kept | {"newest": min(kept["newest"], _latest(today))} if "newest" in kept else kept
+
+
+def _latest(today: datetime) -> str:
+    """The latest date that is believed, as a naive text: one far ahead would hide all that comes before it."""
+    return (today.astimezone(UTC).replace(tzinfo=None) + AHEAD).isoformat(timespec="microseconds")
+
+
+def _stamp(value: Any) -> str:
+    """A row's date in a form that can be compared; empty if it is none."""
+    try:
+        return datetime.fromisoformat(value).replace(tzinfo=None).isoformat(timespec="microseconds")
+    except (TypeError, ValueError):
+        return ""
 
 
 def _minus_overlap(naive: str) -> str:
     return (datetime.fromisoformat(naive) - OVERLAP).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _read_all(account: Account, bound: dict[str, str]) -> list[dict[str, Any]]:
+def _wanted(account: Account, bound: dict[str, str]) -> list[dict[str, Any]]:
+    """The filters of the lists that orders come in by."""
     options: Options = account.options
     wanted: dict[str, Any] = {"state": "confirmed", **bound}
     if options.webshop is not None:
         wanted["webshop"] = options.webshop
     if options.offline == "ignore":
-        return list(_rows(account.client, wanted | {"offline": "false"}))
-    offline = _rows(account.client, wanted | {"state": "processing", "offline": "true"})
-    return list(_rows(account.client, wanted)) + list(offline)
+        return [wanted | {"offline": "false"}]
+    return [wanted, wanted | {"state": "processing", "offline": "true"}]
 
 
-def _rows(client: CloudSuite, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _read_lists(visit: Visit, lists: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], StepError | None]:
+    """The rows of these lists as far as they can be read, and what was in the way of the others."""
+    rows: list[dict[str, Any]] = []
+    failure: StepError | None = None
+    for wanted in lists:
+        try:
+            for row in _rows(visit, wanted):
+                rows.append(row)
+        except Unavailable as error:
+            return rows, failure or error
+        except StepError as error:
+            failure = failure or error
+    return rows, failure
+
+
+def _rows(visit: Visit, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """List rows in the wanted state: a filter that the server does not know returns every order (trap 7)."""
-    for page in client.orders(**wanted):
-        yield from (row for row in page.rows if row.get("state") == wanted["state"])
+    for page in visit.account.client.orders(**wanted):
+        for row in page.rows:
+            if isinstance(row, dict) and row.get("state") != wanted["state"]:
+                continue
+            if _names_an_order(row):
+                yield row
+            else:
+                _keep_odd_row(visit, row)
 
 
-def _arrival(account: Account, row: dict[str, Any]) -> Arrival:
+def _names_an_order(row: Any) -> bool:
+    return isinstance(row, dict) and re.fullmatch("[0-9]{1,18}", str(row.get("id"))) is not None
+
+
+def _keep_odd_row(visit: Visit, row: Any) -> None:
+    body = json.dumps(row, default=str, sort_keys=True)
+    key = f"odd:{hashlib.sha256(body.encode()).hexdigest()[:40]}"
+    problem = "a row of the list of orders has no id: if it is an order, it does not come in"
+    intake.keep_odd_event(visit.ledger, "cloudsuite", visit.account.name, key, "row.odd", body, problem)
+
+
+def _arrival(account: Account, row: dict[str, Any], name: str = "row") -> Arrival:
+    confirmed = row.get("state") == "confirmed"
     return Arrival(
         account=account.name,
         external_id=str(row["id"]),
-        dedupe_key=f"row:{row['id']}:{row.get('state')}:{row.get('modified_date')}",
+        dedupe_key=f"{name}:{row['id']}:{row.get('state')}:{row.get('modified_date')}",
         kind=f"row.{row.get('state')}",
         body=json.dumps(row, default=str, sort_keys=True),
         plan=PLAN,
         reference=row.get("reference"),
-        due=row.get("state") == "confirmed",
+        due=confirmed,
+        news=confirmed and name == "row",
     )
 
 
-def _take_cancellations(visit: Visit, since: str) -> list[dict[str, Any]]:
-    rows = list(_rows(visit.account.client, {"state": "cancel", "modified_date__gte": since}))
-    known = queries.order_ids(visit.ledger, "cloudsuite", visit.account.name, [str(row["id"]) for row in rows])
-    for order_id in known.values():
-        interrupts.interrupt(
-            visit.ledger, order_id, "cancelled in the webshop", (Planned("erp.cancel"),), State.CANCELLED
+def _take_cancellations(visit: Visit, rows: list[dict[str, Any]]) -> None:
+    ids = [str(row["id"]) for row in rows]
+    for order in queries.known_orders(visit.ledger, "cloudsuite", visit.account.name, ids):
+        stopped = interrupts.interrupt(
+            visit.ledger, order.id, _CANCELLED.reason, (Planned("erp.cancel"),), State.CANCELLED
         )
-    return rows
+        if stopped is not None:
+            _show_if_out(visit.ledger, order.account, order.id, order.external_id)
+        elif order.state == State.DONE:
+            problem = "cancelled in the webshop, but done here: nothing was taken back, decide with the customer"
+            _show(visit.ledger, order.account, "cancelled", problem, order.external_id)
+
+
+def _show_if_out(ledger: Ledger, account: str, order_id: int, external_id: str) -> None:
+    """Goods do not come back because an order is cancelled: a person must see to it."""
+    if queries.signals_of(ledger, order_id, "shipped"):
+        problem = "cancelled in the webshop after the ERP shipped: call the goods back, or refund what is not owed"
+        _show(ledger, account, "out", problem, external_id)
+
+
+def _show(ledger: Ledger, account: str, what: str, problem: str, external_id: str) -> None:
+    """Once an order, that a person sees it."""
+    key = f"{what}:{external_id}"
+    intake.keep_odd_event(ledger, "cloudsuite", account, key, what, "{}", problem, external_id)
+
+
+# -- news of a known order --------------------------------------------------------------------------------------------
+
+_NOT_BEGUN = (State.READY, State.QUEUED, State.RETRYING)
+
+
+def review(visit: Visit, known: Known) -> str | None:
+    """A confirmed order's row has changed. Before the ERP has the order it is read anew; after that a person is told of
+    what was changed, or set back."""
+    if known.state == State.RUNNING:
+        raise TryLater("a worker is at it, and may have read the order before this came", status=READ_FAILED)
+    if known.finished:
+        return _review_finished(visit, known)
+    if known.cancelling or known.step == "cloudsuite.state":  # which looks for itself
+        return None
+    if known.step == "erp.order" and known.state in _NOT_BEGUN:
+        reason = "changed in the webshop before the ERP took it: read again"
+        at = ("erp.order", _NOT_BEGUN)
+        if interrupts.interrupt(visit.ledger, known.id, reason, PLAN, State.DONE, only=at) is None:
+            raise TryLater("the order went on meanwhile", status=READ_FAILED)
+        return None
+    if known.step in ("cloudsuite.fetch", "erp.order"):
+        intake.wake(visit.ledger, known.id)
+        return None
+    return _review_handed_over(visit, known)
+
+
+def _review_finished(visit: Visit, known: Known) -> str | None:
+    document = visit.account.client.order(known.external_id)
+    if schema.parse_order(document).state != "confirmed":
+        return None
+    if known.state == State.IGNORED:
+        row = {name: document.get(name) for name in ("id", "reference", "state", "modified_date")}
+        intake.take_in(visit.ledger, "cloudsuite", [_arrival(visit.account, row, "again")])
+        return None
+    again = "enter it as a new order" if known.state == State.CANCELLED else "replay it"
+    return f"row.confirmed came for order {known.id}, which is {known.state} here: {again} if it is to be done again"
+
+
+def _review_handed_over(visit: Visit, known: Known) -> str | None:
+    remote = schema.parse_order(visit.account.client.order(known.external_id))
+    words = []
+    if remote.state == "confirmed":
+        words.append("set back to confirmed in the webshop while the ERP has it: set it to processing there")
+    told = queries.document(visit.ledger, known.id)
+    changes = schema.changes(Order.from_json(told), schema.to_order(remote)) if told is not None else []
+    if changes:
+        words.append(f"{_CHANGED} ({'; '.join(changes)}): change it in the ERP by hand, or take it back in the shop")
+    return "; ".join(words) or None
 
 
 # -- the steps --------------------------------------------------------------------------------------------------------
@@ -136,6 +267,8 @@ def fetch(job: Job, account: Account) -> Outcome:
         return Ended(f"belongs to webshop {remote.webshop}", reference=remote.reference)
     if remote.offline:
         return _offline(remote, options, document)
+    if remote.state == "cancel":
+        _show_if_out(job.ledger, account.name, job.claim.id, job.external_id)
     moved = _moved_on(job, remote)
     if moved is not None:
         return moved
@@ -158,14 +291,23 @@ def _offline(remote: RemoteOrder, options: Options, document: dict[str, Any]) ->
     )
 
 
+_BACK = ("draft", "quotation")
+
+
 def _moved_on(job: Job, remote: RemoteOrder) -> Outcome | None:
     if remote.state == "cancel":
         return Ended("cancelled in the webshop", cancelled=True, reference=remote.reference)
-    if remote.state in ("draft", "quotation"):
+    if remote.state in _BACK:
         raise Refused(f"the order went back to {remote.state} in the webshop", recheck=LOOK_AGAIN)
-    if remote.state != "confirmed" and not job.has_tried("cloudsuite.state"):
+    if remote.state != "confirmed" and not job.has_tried("cloudsuite.state") and not _may_be_in_erp(job):
         return Ended(f"is {remote.state} already, and not by us", reference=remote.reference)
     return None
+
+
+def _may_be_in_erp(job: Job) -> bool:
+    """Whether the ERP was handed the order and did not refuse it, before it was read again."""
+    tries = queries.last_tries(job.ledger, job.claim.id)
+    return any(name == "erp.order" and last.outcome != State.PARKED for (_, name), last in tries.items())
 
 
 def _pay_gate(job: Job, account: Account, remote: RemoteOrder, document: dict[str, Any]) -> Outcome:
@@ -192,12 +334,11 @@ def _document(job: Job, remote: RemoteOrder) -> dict[str, Any] | None:
     """The canonical order; none if our own PUT gave its lines new ids and changed nothing else: the ERP knows them by
     the first ones."""
     order = schema.to_order(remote)
-    known = job.has_tried("cloudsuite.lines") and _but_for_keys(order) == _but_for_keys(job.order)
-    return None if known else order.to_json()
-
-
-def _but_for_keys(order: Order) -> Order:
-    return order.with_lines(tuple(replace(line, key=str(line.position)) for line in order.lines))
+    if not job.has_tried("cloudsuite.lines"):
+        return order.to_json()
+    if not schema.changes(job.order, order):
+        return None
+    return schema.with_first_keys(order, remote, _told_numbers(job)).to_json()
 
 
 def _why_not(remote: RemoteOrder) -> str:
@@ -219,6 +360,22 @@ def _read(job: Job, account: Account) -> tuple[dict[str, Any], RemoteOrder]:
 
 
 _CANCELLED = Ended("cancelled in the webshop", cancelled=True)
+_CHANGED = "changed in the webshop since the ERP took it"
+
+
+def _cancelled(job: Job, account: Account) -> Ended:
+    _show_if_out(job.ledger, account.name, job.claim.id, job.external_id)
+    return _CANCELLED
+
+
+def _check_unchanged(job: Job, remote: RemoteOrder) -> None:
+    """What ships is what the ERP has. Raises `Refused` if the shop shows something else by now."""
+    changes = schema.changes(job.order, schema.to_order(remote))
+    if changes:
+        raise Refused(
+            f"{_CHANGED} ({'; '.join(changes)}): take it back there and replay; or `orderfleet replay {job.claim.id} "
+            "--from cloudsuite.fetch`, which stops at erp.order until it is changed in the ERP by hand, too"
+        )
 
 
 @step("cloudsuite.state")
@@ -226,11 +383,12 @@ def state(job: Job, account: Account) -> Outcome:
     """`confirmed` becomes `processing`; there is no conditional update, so read first (trap 18)."""
     _, remote = _read(job, account)
     if remote.state == "cancel":
-        return _CANCELLED
+        return _cancelled(job, account)
+    if remote.state in _BACK:
+        raise Refused(f"the order went back to {remote.state} in the webshop after the ERP took it")
+    _check_unchanged(job, remote)
     if remote.state in ("processing", "done"):
         return skipped(f"is {remote.state} already")
-    if remote.state != "confirmed":
-        raise Refused(f"the order went back to {remote.state} in the webshop after the ERP took it")
     account.client.patch_order(job.external_id, state="processing")
     return Done(detail="processing")
 
@@ -241,7 +399,7 @@ def erp_order_number(job: Job, account: Account) -> Outcome:
     number = job.facts["erp_number"]
     _, remote = _read(job, account)
     if remote.state == "cancel":
-        return _CANCELLED
+        return _cancelled(job, account)
     if remote.erp_order_number == number:
         return skipped(f"{number} is there already")
     if remote.erp_order_number:
@@ -253,12 +411,39 @@ def erp_order_number(job: Job, account: Account) -> Outcome:
 @step("cloudsuite.lines")
 def lines(job: Job, account: Account) -> Outcome:
     """The ERP's line numbers: the whole order is put back as just read, in its current state (traps 1, 2, 3)."""
-    numbers = _line_numbers(job)
     before, remote = _read(job, account)
     if remote.state == "cancel":
-        return _CANCELLED
+        return _cancelled(job, account)
+    _check_unchanged(job, remote)
+    unnumbered = _unnumbered(job)
+    if unnumbered and not job.signals("shipped"):
+        facts = {"numbered_late": True}
+        return Again("numbered|shipped", _unnumbered_words(unnumbered), facts, after=LINES_LATE)
+    if unnumbered and account.options.delivery == "desadv":
+        raise Refused(f"{_unnumbered_words(unnumbered)}, which a delivery message needs", recheck=LOOK_AGAIN)
+    numbers = _line_numbers(job)
+    # What `Again` waited for anew counts as come: a replay waits for it before the step in front of this one.
+    come = ("numbered",) if "numbered_late" in job.facts else ()
     if not schema.lines_differ(before, numbers):
-        return skipped("the line numbers are there already")
+        return skipped("there is no line number to write" if unnumbered else _NUMBERED, signals=come)
+    _put_numbers(job, account, before, numbers)
+    return Done(detail=f"{len(numbers)} line numbers", signals=come)
+
+
+_NUMBERED = "the line numbers are there already"
+
+
+def _unnumbered(job: Job) -> list[str]:
+    """Goods of which the ERP told no line number, or not yet."""
+    numbers = _line_numbers(job)
+    return [line.key for line in _goods(job.order).lines if line.key not in numbers]
+
+
+def _unnumbered_words(keys: list[str]) -> str:
+    return f"the ERP told no line number of line {', '.join(keys)}"
+
+
+def _put_numbers(job: Job, account: Account, before: dict[str, Any], numbers: dict[str, int]) -> None:
     account.client.put_order(job.external_id, schema.replacement(before, job.facts["erp_number"], numbers))
     after, _ = _read(job, account)
     missing = schema.lines_differ(after, numbers)
@@ -267,14 +452,26 @@ def lines(job: Job, account: Account) -> Outcome:
     lost = schema.same_content(before, after)
     if lost:
         raise Refused(f"the PUT changed more than the line numbers: {'; '.join(lost)}")
-    return Done(detail=f"{len(numbers)} line numbers")
+
+
+def _told_numbers(job: Job) -> dict[str, int]:
+    """Every line number that the ERP told, by the key of its line."""
+    told: dict[str, Any] = job.facts.get("erp_lines", {})
+    try:
+        return {key: int(number) for key, number in told.items()}
+    except ValueError:
+        raise Refused(f"the ERP's line numbers are not whole numbers: {told}") from None
 
 
 def _line_numbers(job: Job) -> dict[str, int]:
-    try:
-        return {key: int(number) for key, number in job.facts["erp_lines"].items()}
-    except ValueError:
-        raise Refused(f"the ERP's line numbers are not whole numbers: {job.facts['erp_lines']}") from None
+    """Those of the lines that are in the order: one may have been taken out of it since."""
+    keys = {line.key for line in job.order.lines}
+    return {key: number for key, number in _told_numbers(job).items() if key in keys}
+
+
+def _goods(order: Order) -> Order:
+    """The order without what nobody ships, such as freight, whatever its type (3.2)."""
+    return order.with_lines(tuple(line for line in order.lines if line.product is not None))
 
 
 @step("cloudsuite.shipment")
@@ -282,10 +479,12 @@ def shipment(job: Job, account: Account) -> Outcome:
     """Tell the shop what was shipped, in the one way that is set (trap 10)."""
     _, remote = _read(job, account)
     if remote.state == "cancel":
-        return _CANCELLED
+        return _cancelled(job, account)
+    told = _shipments(job)
+    _show_changes(job, account, remote)
     if account.options.delivery == "desadv" and not remote.offline:
-        return _deliver(job, account, remote)
-    if not covers(job.order, job.signals("shipped")):
+        return _deliver(job, account, remote, told)
+    if not covers(_goods(job.order), told):
         return Again("shipped", "not everything is shipped yet")
     if account.options.delivery == "done" and not remote.offline:
         return _set_done(job, account, remote)
@@ -295,6 +494,59 @@ def shipment(job: Job, account: Account) -> Outcome:
     return Done(detail="sent")
 
 
+def _show_changes(job: Job, account: Account, remote: RemoteOrder) -> None:
+    """What left has left, and the shop is to learn of it, whatever it says by now."""
+    changes = [] if remote.offline else schema.changes(job.order, schema.to_order(remote))
+    if changes:
+        problem = f"{_CHANGED} ({'; '.join(changes)}), and it ships as the ERP has it: see to it with the customer"
+        _show(job.ledger, account.name, "changed", problem, job.external_id)
+
+
+def _shipments(job: Job) -> list[Told]:
+    """What the ERP told, without lines that are not the order's, once a person has seen to them. Raises `Refused` for
+    others: nobody can tell what they stand for."""
+    told = job.signals("shipped")
+    odd = _odd_shipments(job, told)
+    if odd and not job.acknowledged:
+        raise Refused(_odd_words(job, odd))
+    if odd:
+        seen_to = [*job.facts.get("odd_shipments", []), *(one.source for one in odd)]
+        intents.keep_facts(job.ledger, job.claim, {"odd_shipments": seen_to})
+    return _of_the_order(job, told)
+
+
+def _odd_shipments(job: Job, told: list[Told]) -> list[Told]:
+    """Those that name lines the order has not, and that no person has seen to."""
+    seen_to = job.facts.get("odd_shipments", [])
+    return [one for one in told if one.source not in seen_to and _unknown_keys(job, one)]
+
+
+def _unknown_keys(job: Job, one: Told) -> list[str]:
+    keys = {line.key for line in job.order.lines}
+    return [key for key in one.data.get("lines") or {} if key not in keys]
+
+
+def _odd_words(job: Job, odd: list[Told]) -> str:
+    unknown = dict.fromkeys(key for one in odd for key in _unknown_keys(job, one))
+    return (
+        f"the ERP shipped lines that the order has not: {', '.join(unknown)}; its lines are "
+        f"{', '.join(line.key for line in job.order.lines)} (`line_key`, see docs/erp-sql.md). Have the ERP tell the "
+        f"shipment by these; then `orderfleet replay {job.claim.id} --acknowledge` leaves the unknown ones out"
+    )
+
+
+def _of_the_order(job: Job, told: list[Told]) -> list[Told]:
+    found = []
+    for one in told:
+        unknown = _unknown_keys(job, one)
+        known = {key: value for key, value in (one.data.get("lines") or {}).items() if key not in unknown}
+        if not unknown:
+            found.append(one)
+        elif known:  # without any line it would mean everything
+            found.append(replace(one, data={**one.data, "lines": known}))
+    return found
+
+
 def _set_done(job: Job, account: Account, remote: RemoteOrder) -> Outcome:
     if remote.state == "done":
         return skipped("is done already")
@@ -302,34 +554,34 @@ def _set_done(job: Job, account: Account, remote: RemoteOrder) -> Outcome:
     return Done(detail="done")
 
 
-def _deliver(job: Job, account: Account, remote: RemoteOrder) -> Outcome:
+def _deliver(job: Job, account: Account, remote: RemoteOrder, told: list[Told]) -> Outcome:
     """One delivery message a run, numbered after the ERP's own event, so that a repeat is the same message."""
-    told = job.signals("shipped")
     sent = list(job.facts.get("deliveries", []))
     unsent = [one for one in told if one.source not in sent]
     if unsent:
         _send_delivery(job, account, remote, told[: told.index(unsent[0]) + 1])
         sent.append(unsent[0].source)
     facts = {"deliveries": sent}
-    if len(unsent) > 1 or not covers(job.order, told):
+    if len(unsent) > 1 or not covers(_goods(job.order), told):
         return Again("shipped", f"delivery {len(sent)} told", facts, more=len(unsent) > 1)
     return Done(detail=f"delivery {len(sent)} told, all shipped", facts=facts)
 
 
 def _send_delivery(job: Job, account: Account, remote: RemoteOrder, told: list[Told]) -> None:
     """The last of `told`. There is no call to read deliveries back: after an unclear answer the same message goes
-    again, and only then "duplicate" means that it had arrived (contract 7)."""
+    again, and only then "duplicate" means that it had arrived (7)."""
     one = told[-1]
     before = shipped_quantities(job.order, told[:-1])
     quantities = {
         key: total - before.get(key, Decimal(0)) for key, total in shipped_quantities(job.order, told).items()
     }
-    goods = {line.key for line in job.order.lines if line.product is not None}
+    goods = {line.key for line in _goods(job.order).lines}
     quantities = {key: quantity for key, quantity in quantities.items() if quantity and key in goods}
     if not quantities:
         return  # freight alone: there is nothing to tell
+    number = f"{job.external_id}-{one.source.replace(':', '-')}"
     message = schema.desadv(
-        number=f"{job.external_id}-{one.source.replace(':', '-')}",
+        number=number,
         date=one.at.date(),
         order_number=job.facts["erp_number"],
         lines=job.order.lines,
@@ -341,26 +593,68 @@ def _send_delivery(job: Job, account: Account, remote: RemoteOrder, told: list[T
     )
     try:
         account.client.post_delivery(message, shop=account.options.shop, user=account.options.user)
+    except Unclear:
+        intents.keep_facts(job.ledger, job.claim, {"unanswered": number})
+        raise
     except Refused as refusal:
-        if not (job.look and _says_duplicate(refusal)):
+        if not _says_duplicate(refusal, number):
             raise
+        _check_ours(job, number, refusal)
 
 
-def _says_duplicate(refusal: Refused) -> bool:
+def _says_duplicate(refusal: Refused, number: str) -> bool:
     words = refusal.reason.lower()
-    return refusal.status == 400 and any(word in words for word in ("duplicate", "unique", "already"))
+    named = re.search(rf"(?<![\w-]){re.escape(number.lower())}(?![\w-])", words)
+    said = re.search("duplicate|unique|already (exists|used)", words)
+    return refusal.status == 400 and named is not None and said is not None
+
+
+def _check_ours(job: Job, number: str, refusal: Refused) -> None:
+    """The shop has a delivery of this number. Raises `Refused` unless a try of ours may have sent it, or a person who
+    was asked says that it is told."""
+    tries = _tries_of_this_delivery(job)
+    if job.facts.get("unanswered") == number or any(one["outcome"] == "lost" for one in tries):
+        return
+    question = f"the shop has a delivery {number} already, and no try of ours can have sent it"
+    if job.acknowledged and tries and str(tries[-1]["detail"]).startswith(question):
+        return
+    raise Refused(
+        f"{question}: look there what it holds. If what left is told, or has been by hand: `orderfleet replay "
+        f"{job.claim.id} --acknowledge` counts it as told ({refusal.reason})",
+        status=refusal.status,
+    )
+
+
+def _tries_of_this_delivery(job: Job) -> list[dict[str, Any]]:
+    """What was recorded of this step since it told the delivery before."""
+    told: list[dict[str, Any]] = []
+    for entry in queries.timeline(job.ledger, job.claim.id):
+        if entry["kind"] == "attempt" and entry["step"] == job.claim.step:
+            told = [] if entry["outcome"] in ("partly", "done", "skipped") else [*told, entry]
+    return told
 
 
 @step("cloudsuite.cancel")
 def cancel(job: Job, account: Account) -> Outcome:
-    """The ERP or an operator cancelled: the shop learns of it, unless the goods are out or the order is done."""
+    """The ERP or an operator cancelled: the shop learns of it, unless the goods are out or the order is done: then a
+    person cancels it there, or says that it stays as it is."""
     _, remote = _read(job, account)
     if remote.state == "cancel":
         return skipped("is cancelled already")
-    if remote.state == "done" or remote.shipment_state == "sent":
-        raise Refused(f"cancelled in the ERP, but the webshop has it as {remote.shipment_state or remote.state}")
+    if _is_over(remote):
+        stands = f"cancelled in the ERP, but the webshop has it as {remote.shipment_state or remote.state}"
+        if job.acknowledged:
+            return skipped(f"{stands}: left as it is", facts=job.flagged(stands))
+        raise Refused(
+            f"{stands}: cancel it there, or `orderfleet replay {job.claim.id} --acknowledge` leaves it as it is",
+            recheck=LOOK_AGAIN,
+        )
     account.client.patch_order(job.external_id, state="cancel")
     return Done(detail="cancelled in the webshop")
+
+
+def _is_over(remote: RemoteOrder) -> bool:
+    return remote.state == "done" or remote.shipment_state == "sent"
 
 
 # -- what a replay would do -------------------------------------------------------------------------------------------
@@ -379,9 +673,18 @@ def foresee_state(job: Job, account: Account) -> Preview:
     _, remote = _read(job, account)
     if remote.state == "cancel":
         return _ENDS
+    if remote.state in _BACK:
+        return call(f"would stop: the order went back to {remote.state} in the webshop")
+    if words := _change_words(job, remote):
+        return call(words)
     if remote.state in ("processing", "done"):
         return already(f"is {remote.state} already")
     return call("sets the state to processing")
+
+
+def _change_words(job: Job, remote: RemoteOrder) -> str | None:
+    changes = schema.changes(job.order, schema.to_order(remote))
+    return f"would stop: {_CHANGED} ({'; '.join(changes)})" if changes else None
 
 
 @preview("cloudsuite.erp_order_number")
@@ -402,8 +705,14 @@ def foresee_lines(job: Job, account: Account) -> Preview:
     document, remote = _read(job, account)
     if remote.state == "cancel":
         return _ENDS
+    if words := _change_words(job, remote):
+        return call(words)
+    if (unnumbered := _unnumbered(job)) and not job.signals("shipped"):
+        return call(f"waits for the ERP to number line {', '.join(unnumbered)}, or to ship")
+    if unnumbered and account.options.delivery == "desadv":
+        return call(f"would stop: {_unnumbered_words(unnumbered)}")
     if not schema.lines_differ(document, _line_numbers(job)):
-        return already("the line numbers are there already")
+        return already(_NUMBERED)
     return call("writes the ERP's line numbers (PUT of the order as it is then)")
 
 
@@ -413,9 +722,12 @@ def foresee_shipment(job: Job, account: Account) -> Preview:
     options: Options = account.options
     if remote.state == "cancel":
         return _ENDS
+    told = job.signals("shipped")
+    if odd := _odd_shipments(job, told):
+        return call(f"would stop: {_odd_words(job, odd)}")
     if options.delivery == "desadv" and not remote.offline:
         sent = job.facts.get("deliveries", [])
-        unsent = [one for one in job.signals("shipped") if one.source not in sent]
+        unsent = [one for one in _of_the_order(job, told) if one.source not in sent]
         return irreversible(f"sends {len(unsent)} delivery messages") if unsent else already("every delivery is told")
     if options.delivery == "done" and not remote.offline:
         return already("is done already") if remote.state == "done" else call("sets the state to done")
@@ -425,7 +737,11 @@ def foresee_shipment(job: Job, account: Account) -> Preview:
 @preview("cloudsuite.cancel")
 def foresee_cancel(job: Job, account: Account) -> Preview:
     _, remote = _read(job, account)
-    return already("is cancelled already") if remote.state == "cancel" else call("cancels the order in the webshop")
+    if remote.state == "cancel":
+        return already("is cancelled already")
+    if _is_over(remote):
+        return irreversible(f"leaves it in the webshop as it is, {remote.shipment_state or remote.state}")
+    return call("cancels the order in the webshop")
 
 
 def probe(account: Account) -> str:
@@ -437,6 +753,7 @@ def probe(account: Account) -> str:
 SYSTEM = System(
     name="cloudsuite",
     poll=poll,
+    review=review,
     tell_cancelled=(Planned("cloudsuite.cancel"),),
     probe=probe,
     gate="cloudsuite.fetch",

@@ -21,6 +21,7 @@ from schemas.cloudsuite import (
     STATES,
     Payment,
     RemoteOrder,
+    changes,
     desadv,
     gate,
     lines_differ,
@@ -28,6 +29,7 @@ from schemas.cloudsuite import (
     replacement,
     same_content,
     to_order,
+    with_first_keys,
 )
 
 PAYLOADS = Path(__file__).parents[2] / "payloads" / "cloudsuite"
@@ -209,6 +211,67 @@ def test_an_order_without_lines_can_be_read_but_not_passed_on():
     assert remote.state == "cancel"
     with pytest.raises(Refused, match="no lines"):
         to_order(remote)
+
+
+# === What has changed since it was known ====================================================================
+
+
+def an_order(document):
+    return to_order(parse_order(document))
+
+
+def with_new_ids(document, *places):
+    for place in places:
+        document = with_line(document, place, id=9000 + place)
+    return document
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        (payload("detail"), []),
+        (changed(payload("detail"), state="done", erp_order_number="X", payment_status="none"), []),
+        (with_line(payload("detail"), 0, erp_line_number=11), []),
+        (with_new_ids(payload("detail"), 0, 1, 2), []),
+        (changed(payload("detail"), currency="USD", customer=1), ["the currency changed", "the customer changed"]),
+        (
+            changed(payload("detail"), reference="CS1", description="Ring"),
+            ["the reference changed", "the notes changed"],
+        ),
+        (changed(payload("detail"), shipment_address=1), ["the delivery address changed"]),
+        (changed(payload("detail"), requested_delivery_date=None), ["the date it is wanted changed"]),
+        (with_line(payload("detail"), 1, description="X", type="freight"), ["line 5002: description changed"]),
+        (with_line(payload("detail"), 1, product={"key": "X", "origin": "Y"}), ["line 5002: product changed"]),
+        (with_line(payload("detail"), 0, quantity=Decimal(9)), ["line 5001: quantity was 1.0 and is 9"]),
+        (with_line(payload("detail"), 0, unit_price=None), ["line 5001: unit_price was"]),
+        (with_line(with_new_ids(payload("detail"), 0), 0, quantity=9), ["line 5001 is gone", "line 9000 is new"]),
+    ],
+)
+def test_changes_are_told_in_words(now, words):
+    told = changes(an_order(payload("detail")), an_order(now))
+    assert bool(told) == bool(words)
+    for word in words:
+        assert any(text.startswith(word) for text in told), told
+
+
+def test_lines_that_change_places_under_their_ids_are_changed():
+    document = payload("detail")
+    first, second, *rest = document["order_lines"]
+    swapped = [{**second, "id": first["id"]}, {**first, "id": second["id"]}, *rest]
+    assert changes(an_order(document), an_order({**document, "order_lines": swapped}))
+
+
+def test_lines_keep_the_keys_that_the_erp_knows_them_by():
+    document = with_new_ids(payload("detail"), 0, 1)
+    document = with_line(with_line(document, 0, erp_line_number=11), 1, erp_line_number=22)
+    order = with_first_keys(an_order(document), parse_order(document), NUMBERS)
+    assert [line.key for line in order.lines] == ["5001", "5002", "5003"]
+
+
+def test_a_line_of_its_own_keeps_its_own_key():
+    document = with_line(payload("detail"), 2, erp_line_number=11)
+    order = with_first_keys(an_order(document), parse_order(document), NUMBERS)
+    assert [line.key for line in order.lines] == ["5001", "5002", "5003"]
 
 
 # === The numbers: what goes back ============================================================================

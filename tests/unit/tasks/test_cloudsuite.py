@@ -4,24 +4,30 @@ section 11 of contracts/cloudsuite.md."""
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
+from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 from xml.etree import ElementTree
 
 import pytest
-from flask import Flask, request
+from flask import Flask, Response, request
 
-from ledger import by_hand, intake, queries, signals
+from ledger import by_hand, intake, queries, records, signals
 from ledger.signals import Signal
 from orders.arrival import Arrival
-from orders.outcomes import Planned
+from orders.outcomes import Done, Ended, Planned
+from orders.states import State
 from sandbox import cloudsuite
 from sandbox.erp import SandboxErp
+from schemas import cloudsuite as schema
+from tasks.base import STEPS, Effect, Job
+from tasks.cloudsuite import PLAN
 from tests.unit.tasks.conftest import ShopDriver as Driver
 from tests.unit.tasks.conftest import a_driver_of
+from workers import operators
 
 CHAIN = [
     ("cloudsuite.fetch", "done"),
@@ -80,6 +86,29 @@ def steady(document: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in document.items() if name not in moving}
     lines = [{name: line[name] for name in line if name != "erp_line_number"} for line in kept["order_lines"]]
     return {**kept, "order_lines": lines}
+
+
+def replay(driver: Driver, number: int, start: str | None = None, *, acknowledged: bool = False) -> None:
+    """An operator's `orderfleet replay ORDER [--from START] [--acknowledge]`, and what comes of it."""
+    one = operators.foresee(driver.fleet, driver.order(number), start)
+    operators.replay(driver.ledger, one, "ann", acknowledged=acknowledged)
+    driver.go()
+
+
+def foreseen(driver: Driver, number: int) -> tuple[Effect, str]:
+    """What a replay says of the step where the order stands."""
+    (_, preview), *_ = operators.foresee(driver.fleet, driver.order(number)).steps
+    return preview.effect, preview.text
+
+
+def problems(driver: Driver, number: int) -> list[str]:
+    """What `orderfleet events` shows of an order."""
+    return queries.problems_of(driver.ledger, "cloudsuite", "default", str(number))
+
+
+def with_quantity(driver: Driver, number: int, quantity: float) -> list[dict[str, Any]]:
+    """The order's lines for an edit of every quantity."""
+    return [{"id": line["id"], "quantity": quantity} for line in driver.shop.order(number)["order_lines"]]
 
 
 def deliveries(driver: Driver, number: int) -> list[ElementTree.Element]:
@@ -389,6 +418,15 @@ class Listener:
         return [query for of, at, query, _ in self.heard if (of, at) == (method, path)]
 
 
+def answer(app: Flask, method: str, path: str, view: Callable[[], Response | None]) -> None:
+    """The shop answers these requests with what `view` makes, if it makes something."""
+
+    def hook() -> Response | None:
+        return view() if (request.method, request.path) == (method, path) else None
+
+    app.before_request_funcs.setdefault(None, []).insert(0, hook)
+
+
 def test_trap_12_each_call_has_its_own_names_for_shop_and_user(sqlite_url):
     shop = Listener()
     with a_driver_of(shop.app, sqlite_url, **DESADV, CLOUDSUITE_WEBSHOP="3") as driver:
@@ -469,6 +507,277 @@ def test_trap_18_cancelled_between_the_poll_and_the_write(driver):
     assert driver.shop.order(number)["state"] == "cancel"
     assert not driver.effects(number)
     assert [row["stage"] for row in driver.in_erp(number)] == ["cancelled"]
+
+
+# === The poll when things go wrong ==========================================================================
+
+
+def try_poll(driver: Driver) -> str:
+    """A visit that may fail."""
+    driver.ticks_are_due()
+    return driver.worker.ticks.poll("cloudsuite", "default")
+
+
+@pytest.mark.parametrize("offline", ["ignore", "ship"])
+def test_a_page_that_cannot_be_read_holds_up_none_of_the_others(sqlite_url, offline):
+    app = cloudsuite.create_app(cloudsuite.Options(page_max=2))
+    broken = [True]
+    answer(
+        app,
+        "GET",
+        "/api/order/",
+        lambda: Response("", 500) if broken[0] and request.args.get("offset") == "4" else None,
+    )
+    with a_driver_of(app, sqlite_url, CLOUDSUITE_OFFLINE=offline) as driver:
+        numbers = [driver.add() for _ in range(5)]
+        assert "500" in try_poll(driver)
+        assert known(driver, *numbers) == numbers[:4]
+        assert queries.cursor(driver.ledger, "cloudsuite.poll:default") is None
+        broken[0] = False
+        driver.poll()
+        assert known(driver, *numbers) == numbers
+
+
+def test_a_cancellation_is_seen_though_a_page_of_confirmed_orders_cannot_be_read(sqlite_url):
+    app = cloudsuite.create_app()
+    broken = [False]
+    answer(
+        app,
+        "GET",
+        "/api/order/",
+        lambda: Response("", 500) if broken[0] and request.args.get("state") == "confirmed" else None,
+    )
+    with a_driver_of(app, sqlite_url) as driver:
+        number = driver.take_in()
+        driver.go()
+        driver.shop.edit(number, state="cancel")
+        broken[0] = True
+        assert "500" in try_poll(driver)
+        driver.go()
+        assert driver.state(number) == "cancelled"
+
+
+ODD_ROWS = [
+    {"state": "confirmed", "reference": "CS9"},
+    {"state": "confirmed", "reference": "CS9", "id": None},
+    {"state": "confirmed", "id": {"no": "number"}},
+    "no row at all",
+]
+
+
+@pytest.mark.parametrize("row", ODD_ROWS)
+def test_a_row_that_is_none_is_kept_once_and_holds_up_nothing(sqlite_url, row):
+    app = cloudsuite.create_app()
+
+    def with_row(response: Response) -> Response:
+        if request.path == "/api/order/" and request.args["state"] == "confirmed":
+            page = json.loads(response.get_data())
+            response.set_data(json.dumps({**page, "results": [row, *page["results"]]}))
+        return response
+
+    app.after_request_funcs.setdefault(None, []).append(with_row)
+    with a_driver_of(app, sqlite_url) as driver:
+        number = driver.take_in()
+        driver.poll()
+        assert known(driver, number) == [number]
+        (odd,) = queries.odd_events(driver.ledger)
+        assert "no id" in odd["problem"]
+
+
+@pytest.mark.parametrize("stamp", ["2099-01-01T00:00:00.000000", "soon", 7, "2026-01-01T00:00:00+00:00"])
+def test_a_date_that_cannot_be_does_not_blind_the_poll(sqlite_url, stamp):
+    app = cloudsuite.create_app()
+    odd: list[int] = []
+
+    def with_stamp(response: Response) -> Response:
+        if request.path == "/api/order/":
+            page = json.loads(response.get_data())
+            rows = [{**row, "modified_date": stamp} if row["id"] in odd else row for row in page["results"]]
+            response.set_data(json.dumps({**page, "results": rows}))
+        return response
+
+    app.after_request_funcs.setdefault(None, []).append(with_stamp)
+    with a_driver_of(app, sqlite_url) as driver:
+        cancelled, jumped = driver.add(), driver.add()
+        odd.append(jumped)
+        driver.poll()
+        driver.go()
+        driver.poll()
+        fresh = driver.take_in()
+        assert known(driver, jumped, fresh) == [jumped, fresh]
+        driver.shop.edit(cancelled, state="cancel")
+        driver.poll()
+        driver.go()
+        assert driver.state(cancelled) == "cancelled"
+
+
+def test_a_poll_that_was_blinded_sees_again(driver):
+    name = "cloudsuite.poll:default"
+    driver.take_in()
+    kept = json.loads(queries.cursor(driver.ledger, name) or "")
+    signals.move_cursor(driver.ledger, name, json.dumps(kept | {"newest": "2099-01-01T00:00:00.000000"}))
+    number = driver.take_in()
+    assert known(driver, number) == [number]
+
+
+# === News of known orders ===================================================================================
+
+
+def run_meanwhile(driver: Driver, number: int, meanwhile: Callable[[], None]) -> None:
+    """A worker does the order's step; `meanwhile` happens before it records that the order is nothing for us."""
+    row = driver.order(number)
+    claim = records.claim(driver.ledger, row["id"], row["position"], row["step"], "w1")
+    assert claim is not None
+    outcome = STEPS[claim.step](Job(driver.ledger, claim), driver.fleet.partner_of(claim))
+    meanwhile()
+    assert isinstance(outcome, Ended)
+    records.end(driver.ledger, claim, outcome.reason, State.IGNORED, ())
+
+
+def test_confirmed_while_fetch_was_recording_that_it_is_not(driver_on_both):
+    driver = driver_on_both
+    number = driver.take_in()
+    driver.shop.edit(number, state="processing")
+
+    def meanwhile() -> None:
+        driver.shop.edit(number, state="confirmed")
+        driver.poll()
+
+    run_meanwhile(driver, number, meanwhile)
+    assert driver.state(number) == "ignored"
+    driver.news_gets_old()
+    driver.read_news()
+    driver.go(ships=True)
+    assert driver.state(number) == "done"
+
+
+def test_set_back_to_confirmed_while_the_erp_has_it_is_told(driver_on_both):
+    driver = driver_on_both
+    number = driver.take_in()
+    driver.go()
+    driver.shop.edit(number, state="confirmed")
+    driver.poll()
+    (problem,) = problems(driver, number)
+    assert "set back to confirmed" in problem
+    driver.tell(number, "shipped")
+    driver.go()
+    assert driver.state(number) == "done"
+
+
+def test_edited_while_it_waits_for_its_shipment_is_told(driver):
+    number = driver.take_in()
+    driver.go()
+    driver.shop.edit(number, state="confirmed", order_lines=with_quantity(driver, number, 9.0))
+    driver.poll()
+    (problem,) = problems(driver, number)
+    assert "quantity was 2.0 and is 9.0" in problem
+
+
+def test_the_row_of_an_order_that_a_step_is_at_is_read_later(driver):
+    number = stand_before(driver, "erp.order")
+    row = driver.order(number)
+    claim = records.claim(driver.ledger, row["id"], row["position"], row["step"], "w1")
+    assert claim is not None
+    driver.shop.edit(number, order_lines=with_quantity(driver, number, 9.0))
+    driver.poll()
+    records.postpone(driver.ledger, claim, "the ERP is down", 600.0, None)
+    driver.news_gets_old()
+    driver.read_news()
+    driver.go()
+    assert [Decimal(str(line["quantity"])) for line in driver.erp_lines(number)] == [9, 9]
+
+
+def test_what_the_erp_may_have_is_not_dropped_when_it_is_read_again(driver):
+    number = stand_before(driver, "erp.order")
+    row = driver.order(number)
+    claim = records.claim(driver.ledger, row["id"], row["position"], row["step"], "w1")
+    assert claim is not None
+    STEPS["erp.order"](Job(driver.ledger, claim), driver.fleet.erp)
+    records.retry(driver.ledger, claim, "no answer", 600.0, None)
+    driver.shop.edit(number, user=7)
+    driver.poll()
+    assert driver.order(number)["step"] == "cloudsuite.fetch"
+    driver.shop.edit(number, state="processing")
+    finish(driver, number)
+    assert driver.state(number) == "done"
+    assert len(driver.in_erp(number)) == 1
+
+
+@pytest.mark.parametrize("status", ["started", "closed_canceled"])
+def test_a_payment_that_came_while_fetch_was_recording_that_it_has_not(driver, status):
+    number = driver.take_in(payment_status=status)
+    row = driver.order(number)
+    claim = records.claim(driver.ledger, row["id"], row["position"], row["step"], "w1")
+    assert claim is not None
+    driver.shop.edit(number, payment_status="paid")
+    driver.poll()
+    if status == "started":
+        rest = (Planned("erp.order", awaits="paid", recheck=600.0), *PLAN[2:])
+        order = schema.to_order(schema.parse_order(driver.shop.order(number)))
+        records.done(driver.ledger, claim, Done(rest=rest, document=order.to_json()), State.READY)
+    else:
+        records.park(driver.ledger, claim, "not paid", None, recheck=3600.0)
+    driver.news_gets_old()
+    driver.read_news()
+    driver.worker.sweep.run()
+    driver.go()
+    assert driver.order(number)["awaits"] == "shipped"
+
+
+@pytest.mark.parametrize(("state", "told"), [("confirmed", 1), ("processing", 0)])
+@pytest.mark.parametrize("ending", ["done", "cancelled"])
+def test_set_back_while_the_last_step_was_being_recorded(driver, ending, state, told):
+    if ending == "done":
+        number = stand_before(driver, "cloudsuite.shipment")
+    else:
+        number = driver.take_in()
+        driver.go()
+        driver.tell(number, "cancelled")
+        driver.go(hold=["cloudsuite.cancel"])
+    row = driver.order(number)
+    claim = records.claim(driver.ledger, row["id"], row["position"], row["step"], "w1")
+    assert claim is not None
+    outcome = STEPS[claim.step](Job(driver.ledger, claim), driver.fleet.partner_of(claim))
+    driver.shop.edit(number, state="confirmed", shipment_state=None)
+    driver.poll()
+    driver.shop.edit(number, state=state)
+    assert isinstance(outcome, Done)
+    records.done(driver.ledger, claim, outcome, State.READY)
+    assert driver.state(number) == ending
+    driver.news_gets_old()
+    driver.read_news()
+    assert len(problems(driver, number)) == told
+
+
+def test_a_poll_that_is_turned_away_keeps_what_it_has_read(sqlite_url):
+    app = cloudsuite.create_app(cloudsuite.Options(page_max=1))
+    answer(app, "GET", "/api/order/", lambda: Response("", 429) if request.args.get("offset") == "1" else None)
+    with a_driver_of(app, sqlite_url) as driver:
+        numbers = [driver.add() for _ in range(2)]
+        assert "429" in try_poll(driver)
+        assert known(driver, *numbers) == numbers[:1]
+
+
+def test_previews_of_orders_whose_line_numbers_are_missing(driver_with):
+    driver = driver_with(**DESADV)
+    number = driver.take_in()
+    driver.go(erp=False)
+    driver.tell(number, "numbered", order_number="SO-7")
+    driver.go(erp=False)
+    (_, preview), *_ = operators.foresee(driver.fleet, driver.order(number), "cloudsuite.erp_order_number").steps
+    assert preview.effect is Effect.CALL
+    driver.tell(number, "shipped")
+    driver.go(erp=False)
+    driver.tell(number, "numbered", order_number="SO-7")
+    assert "would stop: the ERP told no line number" in foreseen(driver, number)[1]
+
+
+def test_rows_that_have_not_changed_cost_no_call(sqlite_url):
+    shop = Listener()
+    with a_driver_of(shop.app, sqlite_url) as driver:
+        number = driver.take_in()
+        driver.poll()
+        assert not shop.bodies("GET", f"/api/order/{number}/")
 
 
 # === Payment ================================================================================================
@@ -628,18 +937,199 @@ def test_without_delivery_messages_a_part_is_not_told(driver_with, settings):
     assert driver.state(number) == "done"
 
 
-def test_a_number_that_somebody_else_used_is_no_success(driver_with):
+MODES = [{}, DESADV, {"CLOUDSUITE_DELIVERY": "done"}]
+
+
+@pytest.mark.parametrize("settings", MODES)
+def test_a_shipment_of_lines_that_are_not_the_orders_needs_a_person(driver_with, settings):
+    driver = driver_with(**settings)
+    number = driver.take_in()
+    driver.go()
+    driver.tell(number, "shipped", lines={"10": "2", "20": "3"})  # the ERP's own numbers
+    driver.go()
+    assert driver.state(number) == "parked"
+    error = driver.order(number)["error"]
+    assert "10, 20" in error
+    assert "docs/erp-sql.md" in error
+    assert "10, 20" in foreseen(driver, number)[1]
+    assert not deliveries(driver, number)
+    keys = [line["line_key"] for line in driver.erp_lines(number)]
+    driver.tell(number, "shipped", lines=dict(zip(keys, ("2", "3"), strict=True)))
+    replay(driver, number)
+    assert driver.state(number) == "parked"
+    replay(driver, number, acknowledged=True)
+    assert driver.state(number) == "done"
+    assert len(deliveries(driver, number)) == (settings is DESADV)
+
+
+def test_lines_that_a_person_has_seen_to_do_not_stop_the_next_shipment(driver_with):
     driver = driver_with(**DESADV)
-    other = driver.take_in()
-    finish(driver, other)
-    number = stand_before(driver, "cloudsuite.shipment")
+    number = driver.take_in()
+    driver.go()
+    gloves, driver_ = [line["line_key"] for line in driver.erp_lines(number)]
+    driver.tell(number, "shipped", lines={"10": "1", gloves: "2"})
+    driver.go()
+    replay(driver, number, acknowledged=True)
+    assert (driver.state(number), len(deliveries(driver, number))) == ("waiting", 1)
+    driver.tell(number, "shipped", lines={driver_: "3"})
+    driver.go()
+    assert driver.state(number) == "done"
+    assert [texts(message, "ItemNum") for message in deliveries(driver, number)] == [["10"], ["20"]]
+
+
+@pytest.mark.parametrize("settings", MODES)
+def test_nobody_waits_for_freight_whatever_its_type(driver_with, settings):
+    driver = driver_with(**settings)
+    number = driver.take_in(order_lines=[*goods("124_STUK"), FREIGHT | {"type": "line"}])
+    driver.go()
+    gloves, _ = [line["line_key"] for line in driver.erp_lines(number)]
+    driver.tell(number, "shipped", lines={gloves: "2"})
+    driver.go()
+    assert driver.state(number) == "done"
+
+
+def somebody_sends(driver: Driver, number: int, other: int) -> None:
+    """Another program uses the number of the order's next delivery, for a delivery of order `other`."""
     (told,) = queries.signals_of(driver.ledger, driver.order(number)["id"], "shipped")
     message = deliveries(driver, other)[0]
     next(message.iter("DesadvNumber")).text = f"{number}-{told.source.replace(':', '-')}"
     driver.fleet.accounts["cloudsuite", "default"].client.post_delivery(ElementTree.tostring(message), shop=1, user=10)
-    driver.go_on(1)
+
+
+@pytest.mark.parametrize("tried_before", [False, True])
+def test_a_number_that_somebody_else_used_is_no_success(driver_with, tried_before):
+    driver = driver_with(**DESADV)
+    other = driver.take_in()
+    finish(driver, other)
+    number = stand_before(driver, "cloudsuite.shipment")
+    somebody_sends(driver, number, other)
+    if tried_before:  # and did certainly not arrive
+        driver.shop.faults({"kinds": ["429"], "method": "POST", "times": 1})
+    driver.go_on(2)
     assert driver.state(number) == "parked"
     assert "not unique" in driver.order(number)["error"]
+    assert "--acknowledge" in driver.order(number)["error"]
+    driver.replay(number)
+    driver.go()
+    assert driver.state(number) == "parked"
+    replay(driver, number, acknowledged=True)
+    assert driver.state(number) == "done"
+    assert not [message for message in deliveries(driver, number) if texts(message, "OrderNum")[0] == "SO-2"]
+
+
+def test_an_acknowledgement_before_the_shop_knows_the_number_says_nothing_of_it(driver_with):
+    driver = driver_with(**DESADV)
+    other = driver.take_in()
+    finish(driver, other)
+    number = stand_before(driver, "cloudsuite.shipment")
+    somebody_sends(driver, number, other)
+    driver.time_passes()
+    driver.worker.sweep.run()  # its message is lost
+    replay(driver, number, acknowledged=True)  # that it may be sent
+    assert driver.state(number) == "parked"
+
+
+def test_a_delivery_that_is_refused_after_an_unanswered_try_is_not_told(sqlite_url):
+    app = cloudsuite.create_app()
+    with a_driver_of(app, sqlite_url, **DESADV) as driver:
+        number = stand_before(driver, "cloudsuite.shipment")
+        driver.shop.faults({"kinds": ["lost_request"], "method": "POST", "times": 1})
+        driver.go_on(1)
+        (told,) = queries.signals_of(driver.ledger, driver.order(number)["id"], "shipped")
+        name = f"{number}-{told.source.replace(':', '-')}"
+        words = f"delivery {name} rejected: order SO-1 is already closed"
+        answer(app, "POST", DELIVERY, lambda: Response(words, 400))
+        driver.go_on(1)
+        assert driver.state(number) == "parked"
+        assert "already closed" in driver.order(number)["error"]
+
+
+def test_the_second_delivery_is_not_taken_to_be_sent_because_the_first_was_lost(driver_with):
+    driver = driver_with(**DESADV)
+    other = driver.take_in()
+    finish(driver, other)
+    number = driver.take_in()
+    driver.go()
+    gloves, driver_ = [line["line_key"] for line in driver.erp_lines(number)]
+    driver.tell(number, "shipped", lines={gloves: "2"})
+    driver.dies_at(number)
+    driver.worker.sweep.run()
+    driver.go()
+    assert driver.state(number) == "waiting"
+    driver.tell(number, "shipped", lines={driver_: "3"})
+    told = queries.signals_of(driver.ledger, driver.order(number)["id"], "shipped")[-1]
+    message = deliveries(driver, other)[0]
+    next(message.iter("DesadvNumber")).text = f"{number}-{told.source.replace(':', '-')}"
+    driver.fleet.accounts["cloudsuite", "default"].client.post_delivery(ElementTree.tostring(message), shop=1, user=10)
+    driver.go()
+    assert driver.state(number) == "parked"
+
+
+# === Line numbers that come late, or never ==================================================================
+
+
+@pytest.mark.parametrize("settings", MODES)
+@pytest.mark.parametrize("first", [0, 1])
+def test_line_numbers_that_come_late_are_written(driver_with, settings, first):
+    driver = driver_with(**settings)
+    number = driver.take_in()
+    driver.go(erp=False)
+    keys = [line["line_key"] for line in driver.erp_lines(number)]
+    driver.tell(number, "numbered", order_number="SO-7", lines=dict(zip(keys[:first], [10], strict=False)))
+    driver.go(erp=False)
+    assert driver.shop.order(number)["erp_order_number"] == "SO-7"
+    assert (driver.state(number), driver.order(number)["step"]) == ("waiting", "cloudsuite.lines")
+    replay(driver, number)
+    assert driver.order(number)["awaits"] == "numbered|shipped"
+    driver.tell(number, "numbered", order_number="SO-7", lines=dict(zip(keys, (10, 20), strict=True)))
+    driver.go(erp=False)
+    assert [line["erp_line_number"] for line in driver.shop.order(number)["order_lines"]] == [10, 20]
+    assert driver.order(number)["awaits"] == "shipped"
+    replay(driver, number, "cloudsuite.erp_order_number")
+    driver.tell(number, "shipped")
+    driver.go(erp=False)
+    assert driver.state(number) == "done"
+
+
+@pytest.mark.parametrize("settings", [{}, {"CLOUDSUITE_DELIVERY": "done"}])
+@pytest.mark.parametrize("first", [0, 1])
+def test_an_erp_that_never_tells_line_numbers_holds_nothing_up(driver_with, settings, first):
+    driver = driver_with(**settings)
+    number = driver.take_in()
+    driver.go(erp=False)
+    keys = [line["line_key"] for line in driver.erp_lines(number)]
+    driver.tell(number, "numbered", order_number="SO-7", lines=dict(zip(keys[:first], [10], strict=False)))
+    driver.go(erp=False)
+    driver.tell(number, "shipped")
+    driver.go(erp=False)
+    assert driver.state(number) == "done"
+    wanted = [10, None] if first else [None, None]
+    assert [line["erp_line_number"] for line in driver.shop.order(number)["order_lines"]] == wanted
+
+
+def test_a_delivery_message_needs_the_line_numbers(driver_with):
+    driver = driver_with(**DESADV)
+    number = driver.take_in()
+    driver.go(erp=False)
+    keys = [line["line_key"] for line in driver.erp_lines(number)]
+    driver.tell(number, "numbered", order_number="SO-7")
+    driver.tell(number, "shipped")
+    driver.go(erp=False)
+    assert driver.state(number) == "parked"
+    assert ", ".join(keys) in driver.order(number)["error"]
+    driver.tell(number, "numbered", order_number="SO-7", lines=dict(zip(keys, (10, 20), strict=True)))
+    driver.go_on(1)
+    assert driver.state(number) == "done"
+    assert len(deliveries(driver, number)) == 1
+
+
+def test_freight_needs_no_line_number(driver):
+    number = driver.take_in(order_lines=[*goods("124_STUK"), FREIGHT])
+    driver.go(erp=False)
+    gloves, _ = [line["line_key"] for line in driver.erp_lines(number)]
+    driver.tell(number, "numbered", order_number="SO-7", lines={gloves: 10})
+    driver.go(erp=False)
+    assert driver.order(number)["awaits"] == "shipped"
 
 
 # === Cancelled in the webshop ===============================================================================
@@ -729,6 +1219,41 @@ def test_cancelled_between_our_read_and_our_write_of_the_state(driver_with):
     assert [row["stage"] for row in driver.in_erp(number)] == ["cancelled"]
 
 
+@pytest.mark.parametrize("polled", [False, True])
+@pytest.mark.parametrize("part", [False, True])
+@pytest.mark.parametrize("settings", [{}, DESADV])
+def test_cancelled_when_goods_are_out(driver_with, settings, part, polled):
+    driver = driver_with(**settings)
+    number = driver.take_in()
+    driver.go()
+    gloves, _ = [line["line_key"] for line in driver.erp_lines(number)]
+    driver.tell(number, "shipped", **({"lines": {gloves: "1"}} if part else {}))
+    if part and polled:
+        driver.go()  # and what is out was told
+    driver.shop.edit(number, state="cancel")
+    if polled:
+        driver.poll()
+    driver.go_on(2)
+    driver.poll()
+    assert driver.state(number) == "cancelled"
+    assert [row["stage"] for row in driver.in_erp(number)] == ["cancelled"]
+    (problem,) = problems(driver, number)
+    assert "cancelled in the webshop after the ERP shipped" in problem
+
+
+def test_cancelled_when_it_is_done_is_told_once(driver_on_both):
+    driver = driver_on_both
+    number = driver.shipped()
+    driver.shop.edit(number, state="cancel")
+    for _ in range(3):
+        driver.poll()
+        driver.go()
+    assert driver.state(number) == "done"
+    (problem,) = problems(driver, number)
+    assert "cancelled in the webshop" in problem
+    assert "done here" in problem
+
+
 # === What people at the shop did is not overwritten =========================================================
 
 
@@ -773,25 +1298,185 @@ def test_an_order_that_went_back_needs_a_person(driver, step, state):
     assert not driver.effects(number)
 
 
-def test_an_edited_line_stays_as_edited(driver):
-    number = stand_before(driver, "cloudsuite.lines")
-    lines = driver.shop.order(number)["order_lines"]
-    ids = [{"id": line["id"], "type": "line", "quantity": 9.0, "description": "changed"} for line in lines]
-    driver.shop.edit(number, order_lines=ids)
-    driver.go_on(1)
-    after = driver.shop.order(number)["order_lines"]
-    assert [(line["quantity"], line["description"]) for line in after] == [(9.0, "changed")] * 2
-    assert [line["erp_line_number"] for line in after] == [10, 20]
+@pytest.mark.parametrize("retried", [False, True])
+def test_an_edit_that_comes_before_the_erp_takes_the_order_reaches_the_erp(driver_on_both, retried):
+    driver = driver_on_both
+    number = stand_before(driver, "erp.order")
+    if retried:
+        row = driver.order(number)
+        claim = records.claim(driver.ledger, row["id"], row["position"], row["step"], "w1")
+        assert claim is not None
+        records.postpone(driver.ledger, claim, "the ERP is down", 600.0, None)
+    driver.shop.edit(number, order_lines=with_quantity(driver, number, 9.0))
+    driver.poll()
+    finish(driver, number)
+    assert [Decimal(str(line["quantity"])) for line in driver.erp_lines(number)] == [9, 9]
+    assert driver.state(number) == "done"
 
 
-def test_a_removed_line_is_not_put_back(driver):
-    number = stand_before(driver, "cloudsuite.lines")
-    lines = driver.shop.order(number)["order_lines"]
-    driver.shop.edit(number, order_lines=[{"id": lines[0]["id"]}])
+def test_a_payment_that_is_cancelled_before_the_erp_takes_the_order_stops_it(driver):
+    number = stand_before(driver, "erp.order")
+    driver.shop.edit(number, payment_status="closed_canceled")
+    driver.poll()
     driver.go_on(1)
     assert driver.state(number) == "parked"
-    assert str(lines[1]["id"]) in driver.order(number)["error"]
-    assert "put" not in driver.effects(number)
+    assert "closed_canceled" in driver.order(number)["error"]
+    assert not driver.in_erp(number)
+
+
+def edited(document: dict[str, Any], what: str) -> dict[str, Any]:
+    """A person's edit in the shop."""
+    first, second = ({"id": line["id"]} for line in document["order_lines"])
+    if what == "quantity":
+        return {"order_lines": [{**first, "quantity": 9.0}, second]}
+    if what == "new":
+        return {"order_lines": [first, second, *goods("124_STUK")]}
+    if what == "gone":
+        return {"order_lines": [first]}
+    return {"description": "Ring twice"}
+
+
+EDITS = [
+    ("quantity", "quantity was 2.0 and is 9.0"),
+    ("new", "is new"),
+    ("gone", "is gone"),
+    ("description", "the notes"),
+]
+
+
+@pytest.mark.parametrize("step", ["cloudsuite.state", "cloudsuite.lines"])
+@pytest.mark.parametrize(("what", "words"), EDITS)
+def test_what_is_edited_after_the_erp_took_it_stays_and_is_told(driver, step, what, words):
+    number = stand_before(driver, step)
+    driver.shop.edit(number, **edited(driver.shop.order(number), what))
+    before = driver.shop.order(number)
+    effects = driver.effects(number)
+    driver.go_on(1)
+    assert driver.state(number) == "parked"
+    error = driver.order(number)["error"]
+    assert "changed in the webshop since the ERP took it" in error
+    assert words in error
+    assert "--from cloudsuite.fetch" in error
+    assert (driver.shop.order(number), driver.effects(number)) == (before, effects)
+
+
+def test_what_the_next_step_sees_for_itself_is_no_news(driver):
+    number = stand_before(driver, "cloudsuite.state")
+    driver.shop.edit(number, description="Ring twice")
+    driver.poll()
+    assert problems(driver, number) == []
+    driver.go_on(1)
+    assert driver.state(number) == "parked"
+
+
+def test_an_edit_after_a_put_that_nobody_recorded_is_told(driver):
+    number = stand_before(driver, "cloudsuite.lines")
+    driver.dies_at(number)
+    driver.shop.edit(number, order_lines=with_quantity(driver, number, 9.0))
+    driver.worker.sweep.run()
+    driver.go()
+    assert driver.state(number) == "parked"
+    assert "quantity was 2.0 and is 9.0" in driver.order(number)["error"]
+
+
+def test_an_edit_that_is_taken_back_in_the_shop_lets_the_order_go_on(driver):
+    number = stand_before(driver, "cloudsuite.lines")
+    driver.shop.edit(number, description="Ring twice")
+    driver.go_on(1)
+    driver.shop.edit(number, description=None)
+    replay(driver, number)
+    assert driver.order(number)["awaits"] == "shipped"
+
+
+@pytest.mark.parametrize("settings", [{}, DESADV])
+@pytest.mark.parametrize("what", ["quantity", "new", "gone", "description"])
+@pytest.mark.parametrize("step", ["cloudsuite.state", "cloudsuite.lines"])
+def test_the_way_out_after_an_edit(driver_with, settings, what, step):
+    driver = driver_with(**settings)
+    number = stand_before(driver, step)
+    driver.shop.edit(number, **edited(driver.shop.order(number), what))
+    driver.go_on(1)
+    replay(driver, number, "cloudsuite.fetch")
+    assert (driver.state(number), driver.order(number)["step"]) == ("parked", "erp.order")
+    replay(driver, number, acknowledged=True)  # a person has changed the ERP's order by hand
+    if what == "new":
+        assert driver.order(number)["awaits"] == "numbered|shipped"
+        keys = [str(line["id"]) for line in driver.shop.order(number)["order_lines"]]
+        driver.tell(number, "numbered", order_number="SO-1", lines=dict(zip(keys, (10, 20, 30), strict=True)))
+        driver.go()
+    driver.tell(number, "shipped")
+    driver.go()
+    assert driver.state(number) == "done"
+    order = driver.shop.order(number)
+    assert (order["state"], order["shipment_state"]) == ("processing", "sent")
+    wanted = {"new": [10, 20, 30], "gone": [10]}.get(what, [10, 20])
+    assert [line["erp_line_number"] for line in order["order_lines"]] == wanted
+
+
+@pytest.mark.parametrize("settings", [{}, DESADV])
+def test_an_edit_before_the_shipment_holds_nothing_up_and_is_told_once(driver_with, settings):
+    driver = driver_with(**settings)
+    number = driver.take_in()
+    driver.go()
+    driver.shop.edit(number, order_lines=with_quantity(driver, number, 9.0))
+    gloves, _ = [line["line_key"] for line in driver.erp_lines(number)]
+    driver.tell(number, "shipped", lines={gloves: "2"})
+    driver.go()
+    driver.tell(number, "shipped")
+    driver.go()
+    assert driver.state(number) == "done"
+    (problem,) = problems(driver, number)
+    assert "quantity was 2.0 and is 9.0" in problem
+
+
+def forgetful_shop() -> Flask:
+    """Every line that is put gets a new id (contract 7)."""
+    app = cloudsuite.create_app()
+    remembering = app.wsgi_app
+
+    def forgetful(environ: Any, start_response: Any) -> Any:
+        if environ["REQUEST_METHOD"] == "PUT":
+            body = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+            for line in body["order_lines"]:
+                del line["id"]
+            raw = json.dumps(body).encode()
+            environ = {**environ, "wsgi.input": BytesIO(raw), "CONTENT_LENGTH": str(len(raw))}
+        return remembering(environ, start_response)
+
+    app.wsgi_app = forgetful  # type: ignore[method-assign]
+    return app
+
+
+def test_new_line_ids_by_our_own_put_are_no_change(sqlite_url):
+    with a_driver_of(forgetful_shop(), sqlite_url, **DESADV) as driver:
+        number = stand_before(driver, "cloudsuite.lines")
+        keys = {line["line_key"] for line in driver.erp_lines(number)}
+        driver.dies_at(number)
+        assert not keys & {str(line["id"]) for line in driver.shop.order(number)["order_lines"]}
+        driver.worker.sweep.run()
+        driver.go()
+        replay(driver, number, "cloudsuite.fetch")
+        driver.tell(number, "shipped", lines=dict.fromkeys(keys, "3"))
+        driver.go()
+        assert driver.state(number) == "done"
+        assert driver.effects(number) == {"patch": 2, "put": 1, "desadv": 1}
+
+
+def test_the_way_out_when_our_put_has_given_new_line_ids(sqlite_url):
+    with a_driver_of(forgetful_shop(), sqlite_url, **DESADV) as driver:
+        number = stand_before(driver, "cloudsuite.lines")
+        keys = [line["line_key"] for line in driver.erp_lines(number)]
+        driver.dies_at(number)
+        driver.shop.edit(number, order_lines=with_quantity(driver, number, 9.0))
+        driver.worker.sweep.run()
+        driver.go()
+        replay(driver, number, "cloudsuite.fetch")
+        replay(driver, number, acknowledged=True)
+        driver.tell(number, "shipped", lines=dict.fromkeys(keys, "9"))  # the ERP knows the lines by their first ids
+        driver.go()
+        assert driver.state(number) == "done"
+        (message,) = deliveries(driver, number)
+        assert texts(message, "ItemNum") == ["10", "20"]
 
 
 def test_somebody_elses_line_number_stays(driver):
@@ -870,8 +1555,35 @@ def test_goods_that_are_out_are_not_cancelled_in_the_shop(driver):
     driver.tell(number, "cancelled")
     driver.go()
     assert driver.state(number) == "parked"
-    assert "sent" in driver.order(number)["error"]
+    error = driver.order(number)["error"]
+    assert "sent" in error
+    assert "--acknowledge" in error
+    effect, text = foreseen(driver, number)
+    assert effect is Effect.IRREVERSIBLE
+    assert "sent" in text
+    driver.replay(number)
+    driver.go()
+    assert driver.state(number) == "parked"
+    replay(driver, number, acknowledged=True)
+    assert driver.state(number) == "cancelled"
+    assert "sent" in driver.order(number)["facts"]["flags"][0]
     assert driver.shop.order(number)["state"] == "processing"
+
+
+@pytest.mark.parametrize("state", ["draft", "quotation"])
+def test_the_preview_says_that_an_order_that_went_back_would_stop(driver, state):
+    number = stand_before(driver, "cloudsuite.state")
+    driver.shop.edit(number, state=state)
+    driver.go_on(1)
+    assert "would stop" in foreseen(driver, number)[1]
+
+
+@pytest.mark.parametrize("step", ["cloudsuite.state", "cloudsuite.lines"])
+def test_the_preview_says_that_an_edited_order_would_stop(driver, step):
+    number = stand_before(driver, step)
+    driver.shop.edit(number, description="Ring twice")
+    driver.go_on(1)
+    assert "would stop: changed in the webshop" in foreseen(driver, number)[1]
 
 
 # === Killed, and unanswered =================================================================================
