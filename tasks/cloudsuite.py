@@ -683,7 +683,11 @@ def foresee_state(job: Job, account: Account) -> Preview:
 
 
 def _change_words(job: Job, remote: RemoteOrder) -> str | None:
-    changes = schema.changes(job.order, schema.to_order(remote))
+    try:
+        known = job.order
+    except LookupError:  # it is yet to be read: nothing can have changed since
+        return None
+    changes = schema.changes(known, schema.to_order(remote))
     return f"would stop: {_CHANGED} ({'; '.join(changes)})" if changes else None
 
 
