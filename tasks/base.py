@@ -17,12 +17,14 @@ from orders.outcomes import Outcome, Planned
 class Job:
     """One try of one step of one order.
 
-    `look`: an earlier try may have had its effect, so read the remote before writing. The rest is what the ledger
+    `look`: an earlier try may have had its effect, so read the remote before writing. `read_anew`: only a preview's; an
+    earlier step will have read the order by then, so that `order` is not what counts. The rest is what the ledger
     knows. A step reads it, makes its one effect, and returns an `Outcome` or raises an error of `orders.errors`."""
 
     ledger: Ledger
     claim: Claim
     order_in_hand: Order | None = None
+    read_anew: bool = False
 
     @property
     def look(self) -> bool:

@@ -683,11 +683,9 @@ def foresee_state(job: Job, account: Account) -> Preview:
 
 
 def _change_words(job: Job, remote: RemoteOrder) -> str | None:
-    try:
-        known = job.order
-    except LookupError:  # it is yet to be read: nothing can have changed since
+    if job.read_anew:
         return None
-    changes = schema.changes(known, schema.to_order(remote))
+    changes = schema.changes(job.order, schema.to_order(remote))
     return f"would stop: {_CHANGED} ({'; '.join(changes)})" if changes else None
 
 

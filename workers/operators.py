@@ -87,7 +87,9 @@ def foresee(fleet: Fleet, order: Row, start: str | None = None, *, happened: boo
     steps = []
     for step in plan[position:]:
         claim = _as_if_claimed(order, plan, step["position"])
-        steps.append((claim.step, _preview(fleet, order, claim, tries.get((claim.position, claim.step)), come)))
+        read = any(earlier["name"] == f"{order['system']}.fetch" for earlier in plan[position : step["position"]])
+        job = Job(fleet.ledger, claim, read_anew=read)
+        steps.append((claim.step, _preview(fleet, order, job, tries.get((claim.position, claim.step)), come)))
     return Foreseen(order, position, tuple(steps))
 
 
@@ -145,7 +147,8 @@ def _as_if_claimed(order: Row, plan: Rows, position: int) -> Claim:
     )
 
 
-def _preview(fleet: Fleet, order: Row, claim: Claim, last: Ended | None, come: frozenset[str]) -> Preview:
+def _preview(fleet: Fleet, order: Row, job: Job, last: Ended | None, come: frozenset[str]) -> Preview:
+    claim = job.claim
     awaits = claim.plan[claim.position].awaits
     if order["state"] == State.IN_DOUBT and claim.position == order["position"]:
         return irreversible(f"may have happened: {order['error']}")
@@ -154,7 +157,7 @@ def _preview(fleet: Fleet, order: Row, claim: Claim, last: Ended | None, come: f
     if claim.step not in PREVIEWS:
         return _by_last_try(last)
     try:
-        return PREVIEWS[claim.step](Job(fleet.ledger, claim), fleet.partner_of(claim))
+        return PREVIEWS[claim.step](job, fleet.partner_of(claim))
     except StepError as error:
         return call(f"cannot be foreseen: {error.reason}")
     except LookupError:

@@ -324,6 +324,17 @@ class TestPreview:
         ]
         assert [step["text"] for step in seen["steps"]][2:4] == ["is processing already", "waits for numbered first"]
 
+    def test_what_will_have_been_read_anew_is_not_held_against_it(self, open_desk, fleet, shop):
+        (number,) = shop.add(1)
+        (order,) = open_desk.take_in(str(number))
+        work(fleet, order)
+        open_desk.run("signal", order, "refused", "--data", '{"reason": "unknown product"}')
+        shop.edit(number, order_lines=[{**line, "quantity": 9.0} for line in shop.order(number)["order_lines"]])
+        (seen,) = open_desk.json("replay", order, "--dry-run", "--from", "cloudsuite.fetch")
+        assert seen["steps"][2]["text"] == "is processing already"
+        (seen,) = open_desk.json("replay", order, "--dry-run")
+        assert "changed in the webshop" in seen["steps"][1]["text"]
+
     def test_looking_writes_nothing_anywhere(self, open_desk, fleet, shop):
         (number,) = shop.add(1)
         (order,) = open_desk.take_in(str(number))
