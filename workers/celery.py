@@ -46,6 +46,10 @@ class Channel(redis.Channel):  # type: ignore[misc]  # kombu has no types
     def _create_client(self, asynchronous: bool = False) -> Any:
         if asynchronous:
             return super()._create_client(asynchronous=True)
+        if self.connection is None or self.connection.client is None:
+            # kombu has let the connection go. What is acknowledged now is acknowledged to nobody: an error that it
+            # expects and logs, where its own AttributeError ends the worker.
+            raise ConnectionError("the connection to the broker is closed")
         if self._kept is None or self._kept.connection_pool is not self.pool:
             self._kept = super()._create_client()
         return self._kept
