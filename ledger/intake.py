@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -267,42 +268,29 @@ def keep_odd_event(
     body: str,
     problem: str,
     external_id: str | None = None,
+    *,
+    connection: Connection | None = None,
 ) -> bool:
     """Keep an event that nothing can be done with, so that a person sees it. False: it was kept before.
 
-    `external_id`: whose it will be, should that become known."""
-    with ledger.statement() as connection:
-        return keep_odd_event_on(connection, ledger, system, account, dedupe_key, kind, body, problem, external_id)
-
-
-def keep_odd_event_on(
-    connection: Connection,
-    ledger: Ledger,
-    system: str,
-    account: str,
-    dedupe_key: str,
-    kind: str,
-    body: str,
-    problem: str,
-    external_id: str | None = None,
-) -> bool:
-    """`keep_odd_event`, as a part of the caller's transaction on `connection`."""
-    row = connection.execute(
-        upsert(ledger, events)
-        .values(
-            system=system,
-            account=account,
-            dedupe_key=dedupe_key,
-            body_hash=_body_hash(body),
-            kind=kind,
-            external_id=external_id,
-            body=body,
-            problem=problem,
-            received_at=now(),
-        )
-        .on_conflict_do_nothing()
-        .returning(events.c.id)
-    ).one_or_none()
+    `external_id`: whose it will be, should that become known. `connection`: of the transaction it is a part of."""
+    with ledger.statement() if connection is None else nullcontext(connection) as current:
+        row = current.execute(
+            upsert(ledger, events)
+            .values(
+                system=system,
+                account=account,
+                dedupe_key=dedupe_key,
+                body_hash=_body_hash(body),
+                kind=kind,
+                external_id=external_id,
+                body=body,
+                problem=problem,
+                received_at=now(),
+            )
+            .on_conflict_do_nothing()
+            .returning(events.c.id)
+        ).one_or_none()
     return row is not None
 
 

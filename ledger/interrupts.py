@@ -8,7 +8,7 @@ from sqlalchemy import Connection, null, select, update
 
 from databases.clock import now
 from ledger.connection import Ledger
-from ledger.intake import keep_odd_event_on
+from ledger.intake import keep_odd_event
 from ledger.models import orders, signals, steps
 from ledger.rows import FINAL, NOTE, AnyRow, replan, told_of, write_audit_on
 from orders.lanes import lane_of
@@ -88,7 +88,8 @@ def _came_too_late(connection: Connection, ledger: Ledger, row: AnyRow, reason: 
     if row.state == State.DONE:
         problem = f"{reason}, but order {row.id} was done by then: see to it by hand"
         key = f"late:{row.id}:{row.version}"
-        keep_odd_event_on(connection, ledger, row.system, row.account, key, "late", "{}", problem, row.external_id)
+        where = row.system, row.account
+        keep_odd_event(ledger, *where, key, "late", "{}", problem, row.external_id, connection=connection)
     return str(row.state)
 
 

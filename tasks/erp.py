@@ -178,8 +178,7 @@ def _tell(
         stop(ledger, systems.get(system), one)
     for order_id in signals.signal(ledger, [one for _, one in told], cursor):
         ready.setdefault(owners[order_id], []).append(order_id)
-    for _, one in told:
-        _watch(ledger, one)
+    _watch_finished(ledger, [one for _, one in told])
 
 
 _TOO_LATE = {"shipped": State.CANCELLED, "refused": State.DONE, "cancelled": State.DONE}
@@ -187,12 +186,19 @@ _TOO_LATE = {"shipped": State.CANCELLED, "refused": State.DONE, "cancelled": Sta
 order that the ERP does not want though its system was told that all is well."""
 
 
-def _watch(ledger: Ledger, told: Signal) -> None:
-    state = _TOO_LATE.get(told.name)
-    if state is not None and queries.among(ledger, [told.order_id], state):
-        problem = f"the ERP {told.name} order {told.order_id}, which is {state} here: see to it by hand"
-        intake.keep_odd_event(ledger, "erp", "default", told.source, told.name, json.dumps(told.data), problem)
-        log.warning("told of a finished order", action="odd_event", order=told.order_id, source=told.source)
+def _watch_finished(ledger: Ledger, told: list[Signal]) -> None:
+    for name, state in _TOO_LATE.items():
+        ids = [one.order_id for one in told if one.name == name]
+        finished = queries.among(ledger, ids, state) if ids else set()
+        for one in told:
+            if one.name == name and one.order_id in finished:
+                _show_too_late(ledger, one, state)
+
+
+def _show_too_late(ledger: Ledger, told: Signal, state: State) -> None:
+    problem = f"the ERP {told.name} order {told.order_id}, which is {state} here: see to it by hand"
+    intake.keep_odd_event(ledger, "erp", "default", told.source, told.name, json.dumps(told.data), problem)
+    log.warning("told of a finished order", action="odd_event", order=told.order_id, source=told.source)
 
 
 def _orders_of(ledger: Ledger, references: list[str]) -> dict[str, tuple[int, str]]:

@@ -1443,7 +1443,7 @@ def forgetful_shop() -> Flask:
             environ = {**environ, "wsgi.input": BytesIO(raw), "CONTENT_LENGTH": str(len(raw))}
         return remembering(environ, start_response)
 
-    app.wsgi_app = forgetful  # type: ignore[method-assign]
+    app.wsgi_app = forgetful  # type: ignore[method-assign]  # Flask's own way to put something around an application
     return app
 
 

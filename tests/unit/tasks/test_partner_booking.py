@@ -1055,7 +1055,7 @@ def test_refused_credentials_stop_the_account_and_lose_nothing(bookings_with: Ca
     assert "401" in bookings.order(number)["error"]
     assert "not-it" not in bookings.order(number)["error"]
     with pytest.raises(Misconfigured, match="401"):
-        SYSTEM.probe(bookings.fleet.accounts["partner", "default"])  # type: ignore[misc]  # it has one
+        SYSTEM.probe(bookings.fleet.accounts["partner", "default"])  # type: ignore[misc]  # this system has a probe
 
 
 # -- tracking ---------------------------------------------------------------------------------------------------------
