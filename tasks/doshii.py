@@ -389,9 +389,14 @@ def _found_at_last(job: Job, finder: Finder) -> Found:
     try:
         return finder.find_with_payments()
     except Gone as gone:
-        if job.claim.failures < _GONE:
-            raise TryLater(gone.reason, status=404) from None
+        _look_again_soon(job, gone)
         raise Refused(gone.reason, recheck=LOOK_AGAIN) from None
+
+
+def _look_again_soon(job: Job, gone: Gone) -> None:
+    """Raises `TryLater` the first times: a 404 may pass."""
+    if job.claim.failures < _GONE:
+        raise TryLater(gone.reason, status=404) from None
 
 
 def _by_us(job: Job, finder: Finder, found: Found) -> bool:
@@ -579,6 +584,7 @@ def reject(job: Job, account: Account) -> Outcome:
     try:
         return _deciding(finder.find_with_payments, partial(_reject, job, account, finder))
     except Gone as gone:
+        _look_again_soon(job, gone)
         return skipped(gone.reason)
 
 

@@ -1246,6 +1246,17 @@ def test_an_order_that_is_gone_for_longer_is_looked_for_again(venue):
     assert venue.state(number) == "done", venue.error(number)
 
 
+def test_an_order_that_is_gone_for_a_moment_is_cancelled_there_all_the_same(venue):
+    number = venue.up_to("doshii.accept")
+    gone = breaks(venue, f"/unlinked_orders/{number}", 404)
+    operators.cancel(venue.ledger, venue.order(number), SYSTEM, "ann")
+    venue.go()
+    assert venue.state(number) == "retrying"
+    gone.clear()
+    venue.go_on()
+    assert (venue.state(number), venue.there(number)["status"]) == ("cancelled", "cancelled")
+
+
 def test_an_order_that_is_gone_is_shown_and_can_be_cancelled(venue):
     number = venue.open()
     store = venue.remote.app.extensions["doshii"].store
@@ -1256,6 +1267,7 @@ def test_an_order_that_is_gone_is_shown_and_can_be_cancelled(venue):
     assert venue.problems() == [f"Doshii has no order {number}, neither unlinked nor linked"]
     operators.cancel(venue.ledger, venue.order(number), SYSTEM, "ann")
     venue.go()
+    venue.go_on(4)  # it is looked for a few times: a 404 may pass
     assert (venue.state(number), venue.stage(number)) == ("cancelled", "cancelled")
 
 
