@@ -127,12 +127,12 @@ class Shop(Remote):
     def __init__(self, server: base.Server, app: Flask) -> None:
         super().__init__("cloudsuite", server, app)
 
-    def poisons(self, number: int, act: Callable[[int], Any]) -> None:
-        """Act with the caller's port whenever somebody reads order `number`."""
+    def poisons(self, number: int, act: Callable[[int, int], Any]) -> None:
+        """Act with the caller's port and ours whenever somebody reads order `number`."""
 
         def before() -> None:
             if request.path == f"/api/order/{number}/":
-                act(int(request.environ["REMOTE_PORT"]))
+                act(int(request.environ["REMOTE_PORT"]), int(request.environ["SERVER_PORT"]))
 
         self.app.before_request_funcs.setdefault(None, []).append(before)
 
@@ -197,21 +197,23 @@ class Fleet:
             state = Path(f"/proc/{process.pid}/stat")
             wait_for(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "it stands still", 5)
 
-    def kill_the_owner_of(self, port: int) -> int:
-        """Kill the process that calls from `port`, one of ours or a child of one; its pid."""
+    def kill_the_caller(self, port: int, server_port: int) -> int:
+        """Kill the process that calls `server_port` from `port`, one of ours or a child of one; its pid.
+
+        Both ports name the connection: another process may have a port of the same number, to somebody else."""
         inodes = {
             fields[9]
             for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
-            if (fields := line.split())[1].endswith(f":{port:04X}")
+            if (fields := line.split())[1].endswith(f":{port:04X}") and fields[2].endswith(f":{server_port:04X}")
         }
         wanted = {f"socket:[{inode}]" for inode in inodes}
         for folder in Path("/proc").glob("[0-9]*/fd"):
-            pid = int(folder.parent.name)
             with suppress(OSError):
-                if pid != os.getpid() and any(os.readlink(link) in wanted for link in folder.iterdir()):
+                if any(os.readlink(link) in wanted for link in folder.iterdir()):
+                    pid = int(folder.parent.name)
                     os.kill(pid, signal.SIGKILL)
                     return pid
-        raise AssertionError(f"nobody calls from port {port}")
+        raise AssertionError(f"nobody calls {server_port} from {port}")
 
     def poll_here(self, system: str = "cloudsuite", account_name: str = "default") -> None:
         """What a worker does at beat's tick, done in this process; nothing is sent."""

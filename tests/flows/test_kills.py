@@ -86,8 +86,8 @@ def test_an_order_that_kills_three_processes_is_parked_and_others_are_unharmed(f
     poison = numbers[7]
     victims = []
 
-    def kill_whoever_asks(port: int) -> None:
-        victims.append(fleet.kill_the_owner_of(port))
+    def kill_whoever_asks(port: int, server_port: int) -> None:
+        victims.append(fleet.kill_the_caller(port, server_port))
 
     shop.poisons(poison, kill_whoever_asks)
     fleet.start("beat")
