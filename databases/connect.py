@@ -20,6 +20,9 @@ _DRIVERS = {
     "mariadb": "mariadb+pymysql",
     "sqlite": "sqlite",
 }
+IDLE_SECONDS = 5
+"""How long a transaction may wait for its next statement. A process that is frozen in the middle of one (its machine
+paused, swapped out) keeps row locks, and with them everybody who wants those rows: the server ends its session."""
 _sqlite_locks: dict[str, threading.RLock] = {}
 _sqlite_locks_guard = threading.Lock()
 
@@ -48,6 +51,8 @@ def open_database(text: str, *, pool_size: int = 20) -> Engine:
     )
     if backend == "sqlite":
         _tune_sqlite(engine, url)
+    else:
+        _limit_idle_transactions(engine)
     return engine
 
 
@@ -78,6 +83,22 @@ def _tune_sqlite(engine: Engine, url: URL) -> None:
         cursor.execute("PRAGMA synchronous = FULL")  # in WAL, NORMAL may lose commits when the power fails
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
+
+
+def _limit_idle_transactions(engine: Engine) -> None:
+    """See `IDLE_SECONDS`. MySQL itself has no such limit, MariaDB does."""
+
+    @event.listens_for(engine, "connect")
+    def _limit(connection: Any, record: Any) -> None:
+        if engine.dialect.name == "postgresql":
+            wanted = f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'"
+        elif "MariaDB" in connection.get_server_info():
+            wanted = f"SET SESSION idle_transaction_timeout = {IDLE_SECONDS}"
+        else:
+            return
+        with connection.cursor() as cursor:
+            cursor.execute(wanted)
+        connection.commit()
 
 
 def write_lock(engine: Engine) -> Any:

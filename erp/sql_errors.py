@@ -21,6 +21,7 @@ MEND = "check user, password and rights in ERP_URL, and that `orderfleet migrate
 _POSTGRESQL: dict[str, type[StepError]] = {
     "08": Unavailable,  # connection
     "25006": Unavailable,  # read-only: a standby, until the connection is led to the new primary
+    "25P03": TryLater,  # we were frozen in the middle of a transaction (databases.connect), which was rolled back
     "28": Misconfigured,  # password
     "3D": Misconfigured,  # no such database
     "3F": Misconfigured,  # no such schema
