@@ -9,8 +9,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UV_VERSION := 0.13.9
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras \
 	--no-header --no-emit-index-url
-# Tests run on this many processes; PYTEST_ARGS is handed to pytest, e.g. make test PYTEST_ARGS="-k ledger".
-TEST_PROCESSES ?= 2
+# Tests run in this many processes (flows wait more than they work); PYTEST_ARGS is handed to pytest, e.g. make test PYTEST_ARGS="-k ledger".
+TEST_PROCESSES ?= 3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 

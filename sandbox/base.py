@@ -620,7 +620,7 @@ class Server:
         self.port: int = self._server.port
         self.url = f"http://{host}:{self.port}"
         self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, name=self.url, daemon=True
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, name=self.url, daemon=True
         )
 
     def start(self) -> None:

@@ -199,22 +199,23 @@ class TestClocks:
 
 class TestFrozen:
     def test_a_worker_that_wakes_up_past_its_lease_writes_nothing(self, fleet, shop):
-        """Frozen between the shop's work and its answer; another worker finishes the order meanwhile."""
-        shop.add(4)
+        """Frozen between the shop's work and its answer; another worker finishes the order meanwhile. There is one:
+        of another order a write might be half sent at that moment, and arrive when its worker wakes up."""
+        shop.add(1)
         frozen = fleet.started("worker")
         shop.when("PATCH", lambda: fleet.freeze(frozen))
         fleet.start("beat")
         wait_for(lambda: shop.effects()["patch"], fleet.why)
         fleet.started("worker")
-        wait_for(lambda: fleet.settled(4), fleet.why)
-        check_exactly_once(fleet, shop, 4)
+        wait_for(lambda: fleet.settled(1), fleet.why)
+        check_exactly_once(fleet, shop, 1)
         effects = shop.effects()
         frozen.send_signal(signal.SIGCONT)
         shop.add(4, seed=9)
-        wait_for(lambda: fleet.settled(8), fleet.why)
+        wait_for(lambda: fleet.settled(5), fleet.why)
         assert frozen.poll() is None
-        check_exactly_once(fleet, shop, 8)
-        assert all(shop.effects()[kind] == 2 * count for kind, count in effects.items())
+        check_exactly_once(fleet, shop, 5)
+        assert shop.effects() == {kind: 5 * count for kind, count in effects.items()}
 
 
 class TestRemote:
