@@ -85,11 +85,19 @@ def new_broker(home: Path) -> EmbeddedBroker:
     return EmbeddedBroker(home, free_port(), secrets.token_urlsafe(24))
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A port on loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])
+    """A port on loopback that nobody uses now, another one each time: who asks does not listen on it yet, and the
+    system may name it again."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind((_HOST, 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 def write_private(path: Path, text: str) -> None:

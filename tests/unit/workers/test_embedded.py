@@ -93,3 +93,7 @@ def test_private_files_are_private(tmp_path: Path):
     assert path.read_text() == "new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == ["broker.url"]
+
+
+def test_a_free_port_is_given_once():
+    assert len({free_port() for _ in range(2000)}) == 2000
