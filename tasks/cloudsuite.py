@@ -1,257 +1,28 @@
 """CloudSuite: webshop orders from `confirmed` to the ERP and back. Contract: contracts/cloudsuite.md."""
 
-import hashlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
-from ledger import intake, intents, interrupts, queries, signals
-from ledger.connection import Ledger
-from ledger.queries import Known, Told
-from orders.arrival import Arrival
-from orders.errors import Refused, StepError, TryLater, Unavailable, Unclear
+from ledger import intents, queries
+from ledger.queries import Told
+from orders.errors import Refused, TryLater, Unclear
 from orders.model import Order
 from orders.outcomes import Again, Done, Ended, Outcome, Planned, skipped
 from orders.states import State
 from schemas import cloudsuite as schema
 from schemas.cloudsuite import Payment, RemoteOrder
-from tasks.base import Account, Job, Preview, System, Visit, already, call, irreversible, preview, step
+from tasks.base import Account, Job, Preview, System, already, call, irreversible, preview, step
+from tasks.cloudsuite_order import CANCELLED, CHANGED, READ_FAILED, REST, SHIPMENT, Options, show, show_if_out
+from tasks.cloudsuite_poll import poll, review
 from tasks.shipped import covers, shipped_quantities
 
-OVERLAP = timedelta(days=2)
-FULL_PASS = timedelta(hours=20)
-AHEAD = timedelta(days=1)
-"""How far the shop's naive clock may be ahead of ours, which is in UTC: a date beyond that is none to go by."""
 LOOK_AGAIN = 3600.0
 """Seconds after which an order that a person should look at is read again by itself: payments do arrive late."""
 LINES_LATE = 86400.0
 """Seconds after which an order whose line numbers nobody told is looked at again by itself; a replay looks at once."""
-READ_FAILED = 200
-"""The status of a `TryLater` that is no fault of the remote: it answered, but what we wrote is not there yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The settings of one account. `webshop`: only orders of this shop. `payment_none`: 'hold' or 'process'.
-    `delivery`: 'shipment_state', 'desadv' or 'done'. `offline`: 'ignore' or 'ship'. `shop` and `user` are the
-    tenant's numbers for DESADV."""
-
-    webshop: int | None = None
-    payment_none: str = "hold"
-    delivery: str = "shipment_state"
-    offline: str = "ignore"
-    shop: int | None = None
-    user: int | None = None
-
-
-_SHIPMENT = Planned("cloudsuite.shipment", awaits="shipped")
-_REST = (
-    Planned("erp.order"),
-    Planned("cloudsuite.state"),
-    Planned("cloudsuite.erp_order_number", awaits="numbered"),
-    Planned("cloudsuite.lines", awaits="numbered"),
-    _SHIPMENT,
-)
-PLAN = (Planned("cloudsuite.fetch"), *_REST)
-
-
-# -- the poll ---------------------------------------------------------------------------------------------------------
-
-
-def poll(visit: Visit) -> None:
-    """Take in every confirmed order, then the cancellations of known ones.
-
-    All pages are read before any order is taken in: taking the first ones on would shrink the list under the
-    paging, and skip rows (trap 4). `state=confirmed` is the queue; the date is a lower bound with two days' overlap,
-    in the server's own naive time (traps 5, 9), and left out at least once a day. Where a page cannot be read the
-    rows before it are taken in all the same, and the next visit begins where this one did."""
-    name = f"cloudsuite.poll:{visit.account.name}"
-    today = queries.database_now(visit.ledger)
-    kept = _kept(queries.cursor(visit.ledger, name), today)
-    full = "full_at" not in kept or today - datetime.fromisoformat(kept["full_at"]) > FULL_PASS
-    bound = {} if full or "newest" not in kept else {"confirm_date__gte": _minus_overlap(kept["newest"])}
-    rows, failure = _read_lists(visit, _wanted(visit.account, bound))
-    intake.take_in(visit.ledger, "cloudsuite", [_arrival(visit.account, row) for row in rows])
-    if "newest" in kept and not isinstance(failure, Unavailable):
-        since = _minus_overlap(kept["newest"])
-        cancelled, unread = _read_lists(visit, [{"state": "cancel", "modified_date__gte": since}])
-        _take_cancellations(visit, cancelled)
-        rows, failure = rows + cancelled, failure or unread
-    if failure is not None:
-        raise failure
-    newest = max([_stamp(row.get("modified_date")) for row in rows] + [kept.get("newest", "")])
-    if newest:
-        kept["newest"] = min(newest, _latest(today))
-    if full:
-        kept["full_at"] = today.isoformat()
-    signals.move_cursor(visit.ledger, name, json.dumps(kept))
-
-
-def _kept(text: str | None, today: datetime) -> dict[str, str]:
-    """What the last visit remembered."""
-    kept: dict[str, str] = json.loads(text or "{}")
-    return kept | {"newest": min(kept["newest"], _latest(today))} if "newest" in kept else kept
-
-
-def _latest(today: datetime) -> str:
-    """The latest date that is believed, as a naive text: one far ahead would hide all that comes before it."""
-    return (today.astimezone(UTC).replace(tzinfo=None) + AHEAD).isoformat(timespec="microseconds")
-
-
-def _stamp(value: Any) -> str:
-    """A row's date in a form that can be compared; empty if it is none."""
-    try:
-        return datetime.fromisoformat(value).replace(tzinfo=None).isoformat(timespec="microseconds")
-    except (TypeError, ValueError):
-        return ""
-
-
-def _minus_overlap(naive: str) -> str:
-    return (datetime.fromisoformat(naive) - OVERLAP).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-def _wanted(account: Account, bound: dict[str, str]) -> list[dict[str, Any]]:
-    """The filters of the lists that orders come in by."""
-    options: Options = account.options
-    wanted: dict[str, Any] = {"state": "confirmed", **bound}
-    if options.webshop is not None:
-        wanted["webshop"] = options.webshop
-    if options.offline == "ignore":
-        return [wanted | {"offline": "false"}]
-    return [wanted, wanted | {"state": "processing", "offline": "true"}]
-
-
-def _read_lists(visit: Visit, lists: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], StepError | None]:
-    """The rows of these lists as far as they can be read, and what was in the way of the others."""
-    rows: list[dict[str, Any]] = []
-    failure: StepError | None = None
-    for wanted in lists:
-        try:
-            for row in _rows(visit, wanted):
-                rows.append(row)
-        except Unavailable as error:
-            return rows, failure or error
-        except StepError as error:
-            failure = failure or error
-    return rows, failure
-
-
-def _rows(visit: Visit, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """List rows in the wanted state: a filter that the server does not know returns every order (trap 7)."""
-    for page in visit.account.client.orders(**wanted):
-        for row in page.rows:
-            if isinstance(row, dict) and row.get("state") != wanted["state"]:
-                continue
-            if _names_an_order(row):
-                yield row
-            else:
-                _keep_odd_row(visit, row)
-
-
-def _names_an_order(row: Any) -> bool:
-    return isinstance(row, dict) and re.fullmatch("[0-9]{1,18}", str(row.get("id"))) is not None
-
-
-def _keep_odd_row(visit: Visit, row: Any) -> None:
-    body = json.dumps(row, default=str, sort_keys=True)
-    key = f"odd:{hashlib.sha256(body.encode()).hexdigest()[:40]}"
-    problem = "a row of the list of orders has no id: if it is an order, it does not come in"
-    intake.keep_odd_event(visit.ledger, "cloudsuite", visit.account.name, key, "row.odd", body, problem)
-
-
-def _arrival(account: Account, row: dict[str, Any], name: str = "row") -> Arrival:
-    confirmed = row.get("state") == "confirmed"
-    return Arrival(
-        account=account.name,
-        external_id=str(row["id"]),
-        dedupe_key=f"{name}:{row['id']}:{row.get('state')}:{row.get('modified_date')}",
-        kind=f"row.{row.get('state')}",
-        body=json.dumps(row, default=str, sort_keys=True),
-        plan=PLAN,
-        reference=row.get("reference"),
-        due=confirmed,
-        news=confirmed and name == "row",
-    )
-
-
-def _take_cancellations(visit: Visit, rows: list[dict[str, Any]]) -> None:
-    ids = [str(row["id"]) for row in rows]
-    for order in queries.known_orders(visit.ledger, "cloudsuite", visit.account.name, ids):
-        stopped = interrupts.interrupt(
-            visit.ledger, order.id, _CANCELLED.reason, (Planned("erp.cancel"),), State.CANCELLED
-        )
-        if stopped is not None:
-            _show_if_out(visit.ledger, order.account, order.id, order.external_id)
-        elif order.state == State.DONE:
-            problem = "cancelled in the webshop, but done here: nothing was taken back, decide with the customer"
-            _show(visit.ledger, order.account, "cancelled", problem, order.external_id)
-
-
-def _show_if_out(ledger: Ledger, account: str, order_id: int, external_id: str) -> None:
-    """Goods do not come back because an order is cancelled: a person must see to it."""
-    if queries.signals_of(ledger, order_id, "shipped"):
-        problem = "cancelled in the webshop after the ERP shipped: call the goods back, or refund what is not owed"
-        _show(ledger, account, "out", problem, external_id)
-
-
-def _show(ledger: Ledger, account: str, what: str, problem: str, external_id: str) -> None:
-    """Once an order, that a person sees it."""
-    key = f"{what}:{external_id}"
-    intake.keep_odd_event(ledger, "cloudsuite", account, key, what, "{}", problem, external_id)
-
-
-# -- news of a known order --------------------------------------------------------------------------------------------
-
-_NOT_BEGUN = (State.READY, State.QUEUED, State.RETRYING)
-
-
-def review(visit: Visit, known: Known) -> str | None:
-    """A confirmed order's row has changed. Before the ERP has the order it is read anew; after that a person is told of
-    what was changed, or set back."""
-    if known.state == State.RUNNING:
-        raise TryLater("a worker is at it, and may have read the order before this came", status=READ_FAILED)
-    if known.finished:
-        return _review_finished(visit, known)
-    if known.cancelling or known.step == "cloudsuite.state":  # which looks for itself
-        return None
-    if known.step == "erp.order" and known.state in _NOT_BEGUN:
-        reason = "changed in the webshop before the ERP took it: read again"
-        at = ("erp.order", _NOT_BEGUN)
-        if interrupts.interrupt(visit.ledger, known.id, reason, PLAN, State.DONE, only=at) is None:
-            raise TryLater("the order went on meanwhile", status=READ_FAILED)
-        return None
-    if known.step in ("cloudsuite.fetch", "erp.order"):
-        intake.wake(visit.ledger, known.id)
-        return None
-    return _review_handed_over(visit, known)
-
-
-def _review_finished(visit: Visit, known: Known) -> str | None:
-    document = visit.account.client.order(known.external_id)
-    if schema.parse_order(document).state != "confirmed":
-        return None
-    if known.state == State.IGNORED:
-        row = {name: document.get(name) for name in ("id", "reference", "state", "modified_date")}
-        intake.take_in(visit.ledger, "cloudsuite", [_arrival(visit.account, row, "again")])
-        return None
-    again = "enter it as a new order" if known.state == State.CANCELLED else "replay it"
-    return f"row.confirmed came for order {known.id}, which is {known.state} here: {again} if it is to be done again"
-
-
-def _review_handed_over(visit: Visit, known: Known) -> str | None:
-    remote = schema.parse_order(visit.account.client.order(known.external_id))
-    words = []
-    if remote.state == "confirmed":
-        words.append("set back to confirmed in the webshop while the ERP has it: set it to processing there")
-    told = queries.document(visit.ledger, known.id)
-    changes = schema.changes(Order.from_json(told), schema.to_order(remote)) if told is not None else []
-    if changes:
-        words.append(f"{_CHANGED} ({'; '.join(changes)}): change it in the ERP by hand, or take it back in the shop")
-    return "; ".join(words) or None
 
 
 # -- the steps --------------------------------------------------------------------------------------------------------
@@ -268,7 +39,7 @@ def fetch(job: Job, account: Account) -> Outcome:
     if remote.offline:
         return _offline(remote, options, document)
     if remote.state == "cancel":
-        _show_if_out(job.ledger, account.name, job.claim.id, job.external_id)
+        show_if_out(job.ledger, account.name, job.claim.id, job.external_id)
     moved = _moved_on(job, remote)
     if moved is not None:
         return moved
@@ -284,7 +55,7 @@ def _offline(remote: RemoteOrder, options: Options, document: dict[str, Any]) ->
     order = schema.to_order(remote)
     return Done(
         detail="an offline order: only its shipment is told",
-        rest=(_SHIPMENT,),
+        rest=(SHIPMENT,),
         raw=_text(document),
         document=order.to_json(),
         reference=remote.reference,
@@ -313,13 +84,13 @@ def _may_be_in_erp(job: Job) -> bool:
 def _pay_gate(job: Job, account: Account, remote: RemoteOrder, document: dict[str, Any]) -> Outcome:
     payment = schema.gate(remote.payment_status, account.options.payment_none)
     held = 0
-    rest = _REST
+    rest = REST
     if payment is not Payment.PROCESS and not job.facts.get("released"):
         if payment is not Payment.HOLD:
             raise Refused(_why_not(remote), recheck=LOOK_AGAIN)
         held = int(job.facts.get("held", 0)) + 1
         again = account.poll_seconds * 2 ** min(held - 1, 3)
-        rest = (Planned("erp.order", awaits="paid", recheck=again), *_REST[1:])
+        rest = (Planned("erp.order", awaits="paid", recheck=again), *REST[1:])
     return Done(
         detail=f"payment {remote.payment_status}",
         facts={"held": held} if held else None,
@@ -359,13 +130,9 @@ def _read(job: Job, account: Account) -> tuple[dict[str, Any], RemoteOrder]:
     return document, schema.parse_order(document)
 
 
-_CANCELLED = Ended("cancelled in the webshop", cancelled=True)
-_CHANGED = "changed in the webshop since the ERP took it"
-
-
 def _cancelled(job: Job, account: Account) -> Ended:
-    _show_if_out(job.ledger, account.name, job.claim.id, job.external_id)
-    return _CANCELLED
+    show_if_out(job.ledger, account.name, job.claim.id, job.external_id)
+    return CANCELLED
 
 
 def _check_unchanged(job: Job, remote: RemoteOrder) -> None:
@@ -373,7 +140,7 @@ def _check_unchanged(job: Job, remote: RemoteOrder) -> None:
     changes = schema.changes(job.order, schema.to_order(remote))
     if changes:
         raise Refused(
-            f"{_CHANGED} ({'; '.join(changes)}): take it back there and replay; or `orderfleet replay {job.claim.id} "
+            f"{CHANGED} ({'; '.join(changes)}): take it back there and replay; or `orderfleet replay {job.claim.id} "
             "--from cloudsuite.fetch`, which stops at erp.order until it is changed in the ERP by hand, too"
         )
 
@@ -498,8 +265,8 @@ def _show_changes(job: Job, account: Account, remote: RemoteOrder) -> None:
     """What left has left, and the shop is to learn of it, whatever it says by now."""
     changes = [] if remote.offline else schema.changes(job.order, schema.to_order(remote))
     if changes:
-        problem = f"{_CHANGED} ({'; '.join(changes)}), and it ships as the ERP has it: see to it with the customer"
-        _show(job.ledger, account.name, "changed", problem, job.external_id)
+        problem = f"{CHANGED} ({'; '.join(changes)}), and it ships as the ERP has it: see to it with the customer"
+        show(job.ledger, account.name, "changed", problem, job.external_id)
 
 
 def _shipments(job: Job) -> list[Told]:
@@ -686,7 +453,7 @@ def _change_words(job: Job, remote: RemoteOrder) -> str | None:
     if job.read_anew:
         return None
     changes = schema.changes(job.order, schema.to_order(remote))
-    return f"would stop: {_CHANGED} ({'; '.join(changes)})" if changes else None
+    return f"would stop: {CHANGED} ({'; '.join(changes)})" if changes else None
 
 
 @preview("cloudsuite.erp_order_number")

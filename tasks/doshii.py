@@ -4,162 +4,44 @@ Every step reads the order before it writes, and writes with the version it read
 and that the step reads and decides again (section 5). An answer that was lost is found by that same read (section 6).
 """
 
-import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from clients.doshii import Doshii
-from ledger import intake, interrupts, queries, signals
-from ledger.connection import Ledger
-from ledger.queries import Known
-from orders.arrival import Arrival
+from ledger import intake
 from orders.errors import Misconfigured, Refused, TryLater
 from orders.model import Order
 from orders.outcomes import Again, Done, Ended, Outcome, Planned, skipped
-from orders.states import State
 from schemas import doshii as schema
-from schemas.doshii import CANCELLED, Payment, RemoteOrder
-from tasks.base import Account, Command, Job, Preview, System, Visit, already, call, preview, step
+from schemas.doshii import Payment, RemoteOrder
+from tasks.base import Account, Command, Job, Preview, System, already, call, preview, step
+from tasks.doshii_order import (
+    ACCEPT,
+    DRAFT,
+    FOLLOW,
+    FOLLOW_AGAIN,
+    LOOK_AGAIN,
+    PLAN,
+    Finder,
+    Found,
+    Gone,
+    Json,
+    Options,
+    as_text,
+    goods,
+    pending_items,
+    to_order,
+)
+from tasks.doshii_poll import poll, review
 from tasks.shipped import all_shipped
 
-Json = dict[str, Any]
-
-OVERLAP = timedelta(minutes=12)
-"""How far a poll of linked orders looks back behind the last one: clocks may differ by ten minutes, and rows shift
-while paging."""
-LATELY = timedelta(minutes=2)
-"""How far it looks back for orders to be read again: of what is older it believes the row, which has a status only."""
-FIRST_LOOK = timedelta(days=1)
-SEARCH_BACK = timedelta(days=7)
-FOLLOW_AGAIN = 900.0
-"""Seconds after which an open order is read again though nobody told us anything: events do get lost."""
-LOOK_AGAIN = 3600.0
-"""Seconds after which an order that a person should look at is read again by itself."""
 CONFLICTS = 3
 """How often a step reads and decides again at once (section 5)."""
 _TURNED_DOWN = (400, 404, 409)
 _GONE = 3
 """How often an order is looked for at short notice before it is taken to be gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The settings of one account. `open_item`: the product for items without a POS id. `rejection_code`: None: the
-    one of Doshii's list that says least. `location`: the venue's id, for the probe to compare."""
-
-    currency: str = "AUD"
-    open_item: str | None = None
-    rejection_code: str | None = None
-    location: str | None = None
-
-
-_FOLLOW = (
-    Planned("doshii.follow"),
-    Planned("doshii.complete", awaits="completed|shipped", recheck=FOLLOW_AGAIN),
-)
-_DRAFT = Planned("erp.draft", data={"when_refused": "doshii.reject"})
-_ACCEPT = Planned("doshii.accept", awaits="numbered")
-PLAN = (Planned("doshii.fetch"), _DRAFT, _ACCEPT, Planned("erp.order"), *_FOLLOW)
 _TAKE_OVER = (Planned("erp.draft"), Planned("doshii.approve"))
 """For appended items, before the ERP order is confirmed. If the ERP refuses them, the order itself stands."""
-
-
-# -- finding an order -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """An order as Doshii has it now. `pos_id`: under which it is linked, None if it is not."""
-
-    document: Json
-    remote: RemoteOrder
-    pos_id: str | None
-    payments: tuple[Payment, ...] = ()
-
-    @property
-    def cancelled(self) -> bool:
-        return self.remote.status in CANCELLED
-
-
-class Gone(Refused):
-    """Doshii has the order no more, or never had it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finder:
-    """Reads one order, wherever it is by now (trap 7, section 7.5)."""
-
-    ledger: Ledger
-    client: Doshii
-    order_id: int
-    external_id: str
-    facts: Json
-
-    @property
-    def our_id(self) -> str | None:
-        """Our id of the order: the one it was linked under, else the one it will be."""
-        if "pos_id" in self.facts:
-            return str(self.facts["pos_id"])
-        return schema.pos_id(self.facts["erp_number"]) if "erp_number" in self.facts else None
-
-    def find(self) -> Found:
-        """The order: unlinked, under our id, or under whatever id it was linked. Raises `Gone` if it is nowhere."""
-        found = None if "pos_id" in self.facts else self._unlinked()
-        found = found or self._under(self.our_id) or self._searched()
-        if found is None:
-            raise Gone(f"Doshii has no order {self.external_id}, neither unlinked nor linked")
-        return found
-
-    def find_with_payments(self) -> Found:
-        """The same, with its transactions."""
-        found = self.find()
-        documents = (
-            self.client.unlinked_transactions(self.external_id)
-            if found.pos_id is None
-            else self.client.transactions(found.pos_id)
-        )
-        return replace(found, payments=schema.parse_payments(documents))
-
-    def _unlinked(self) -> Found | None:
-        document = _if_there(self.client.unlinked_order, self.external_id)
-        if document is None:
-            return None
-        remote = schema.parse_order(document)
-        return Found(document, remote, remote.pos_id)
-
-    def _under(self, pos_id: str | None) -> Found | None:
-        document = None if pos_id is None else _if_there(self.client.order, pos_id)
-        if document is None:
-            return None
-        remote = schema.parse_order(document)
-        return Found(document, remote, pos_id) if self._is_ours(remote, pos_id) else None
-
-    def _is_ours(self, remote: RemoteOrder, pos_id: str | None) -> bool:
-        if remote.doshii_id is None and pos_id == self.facts.get("pos_id"):
-            return True
-        known = None if remote.doshii_id is not None else queries.document(self.ledger, self.order_id)
-        keys = [line["key"] for line in known["lines"]] if known is not None else ()
-        return schema.is_ours(remote, self.external_id, keys)
-
-    def _searched(self) -> Found | None:
-        """Among the linked ones that changed lately: linked by somebody else, or before our ledger was restored."""
-        since = queries.database_now(self.ledger) - SEARCH_BACK
-        for row in self.client.orders(updated_from=int(since.timestamp())):
-            if schema.id_of_row(row) == self.external_id:
-                return self._under(schema.parse_row(row).pos_id)
-        return None
-
-
-def _if_there(read: Callable[[str], Json], order_id: str) -> Json | None:
-    try:
-        return read(order_id)
-    except Refused as refusal:
-        if refusal.status == 404:
-            return None
-        raise
 
 
 def _of(job: Job, account: Account) -> Finder:
@@ -187,173 +69,8 @@ def _cancelled(found: Found) -> Ended:
     return Ended(f"{found.remote.status} at Doshii", cancelled=True)
 
 
-def _to_order(account: Account, remote: RemoteOrder, *, pending: bool = False) -> Order:
-    """In our words. What cannot be booked may be mended: by a setting, or by the partner."""
-    options: Options = account.options
-    try:
-        return schema.to_order(remote, currency=options.currency, open_item=options.open_item, pending=pending)
-    except Refused as refusal:
-        raise Refused(refusal.reason, recheck=LOOK_AGAIN) from None
-
-
-def _goods(account: Account, remote: RemoteOrder) -> Order:
-    """To compare with what the ERP has: a person may have booked open items there without a setting."""
-    options: Options = account.options
-    return schema.to_order(remote, currency=options.currency, open_item=options.open_item or "an open item")
-
-
-def _text(document: Json) -> str:
-    return json.dumps(document, default=str)
-
-
 def _after(job: Job) -> tuple[Planned, ...]:
     return job.claim.plan[job.claim.position + 1 :]
-
-
-# -- the poll, and news -----------------------------------------------------------------------------------------------
-
-
-def poll(visit: Visit) -> None:
-    """Take in every unlinked order that is pending, and have read again what changed of known ones (section 7.3).
-
-    This is what finds events that were lost: it runs at start and every minute."""
-    rows = _readable(visit, visit.account.client.unlinked_orders())
-    intake.take_in(visit.ledger, "doshii", list(_unlinked_arrivals(visit, rows)))
-    _poll_linked(visit)
-
-
-def _readable(visit: Visit, documents: Iterable[Any]) -> list[schema.Row]:
-    """Rows, each order's last one. One that cannot be read is a person's matter, and hides no other."""
-    rows = {}
-    for document in documents:
-        try:
-            row = schema.parse_row(document)
-        except Refused as refusal:
-            _keep_odd_row(visit, document, refusal.reason)
-        else:
-            rows[row.doshii_id] = row
-    return list(rows.values())
-
-
-def _keep_odd_row(visit: Visit, document: Any, reason: str) -> None:
-    number = schema.id_of_row(document)
-    body = _text({"doshiiId": number, "problem": reason})  # no more of it: what changes from poll to poll is no news
-    problem = f"{reason} (order {number})"
-    intake.keep_odd_event(visit.ledger, "doshii", visit.account.name, f"row:{number}", "poll", body, problem)
-
-
-def _unlinked_arrivals(visit: Visit, rows: list[schema.Row]) -> Iterator[Arrival]:
-    """The list holds orders in other states, too (trap 20): those are news of orders that we know."""
-    known = _known(visit, [row for row in rows if row.status in CANCELLED])
-    for row in rows:
-        if row.status == "pending":
-            yield _arrival(visit, row, f"unlinked:{row.doshii_id}", PLAN)
-        elif row.doshii_id in known and not known[row.doshii_id].finished:
-            yield _arrival(visit, row, f"unlinked:{row.doshii_id}:{row.status}")
-
-
-def _poll_linked(visit: Visit) -> None:
-    name = f"doshii.poll:{visit.account.name}"
-    began = queries.database_now(visit.ledger)
-    kept = queries.cursor(visit.ledger, name)
-    last = began - FIRST_LOOK if kept is None else datetime.fromtimestamp(int(kept), UTC)
-    rows = _readable(visit, visit.account.client.orders(updated_from=int((last - OVERLAP).timestamp())))
-    known = _known(visit, rows)  # the others were made at the till, or are another's: orders come in unlinked only
-    rows = [row for row in rows if row.doshii_id in known]
-    intake.take_in(visit.ledger, "doshii", [_news(visit, row) for row in rows if _is_cancelled(row, known)])
-    still_open = [row for row in rows if row.status == "accepted" and not known[row.doshii_id].finished]
-    if still_open:
-        lately = int((last - LATELY).timestamp())
-        intake.take_in(visit.ledger, "doshii", list(_changed(visit, still_open, known, lately, began)))
-    signals.move_cursor(visit.ledger, name, str(int(began.timestamp())))
-
-
-def _is_cancelled(row: schema.Row, known: dict[str, Known]) -> bool:
-    return row.status in CANCELLED and not known[row.doshii_id].cancelling
-
-
-def _news(visit: Visit, row: schema.Row) -> Arrival:
-    return _arrival(visit, row, f"linked:{row.doshii_id}:{row.status}")
-
-
-def _changed(
-    visit: Visit, rows: list[schema.Row], known: dict[str, Known], lately: int, began: datetime
-) -> Iterator[Arrival]:
-    """News of the orders among `rows` that have changed since then (epoch seconds), not by ourselves."""
-    changed = {schema.id_of_row(row) for row in visit.account.client.orders(updated_from=lately)}
-    for row in rows:
-        if row.doshii_id in changed:
-            order = known[row.doshii_id]
-            version = _version_of(visit, order, began)
-            if version != order.facts.get("version"):
-                yield _arrival(visit, row, f"linked:{row.doshii_id}@{version}")
-
-
-def _version_of(visit: Visit, order: Known, began: datetime) -> str:
-    """Rows carry none (section 5). Where it cannot be read the review says what is wrong, or goes on trying: that it
-    is to look must be news each time."""
-    try:
-        return _of_known(visit, order).find().remote.version
-    except Refused:
-        return "unreadable"
-    except TryLater:
-        return f"unreadable:{began:%Y-%m-%dT%H:%M}"
-
-
-def _known(visit: Visit, rows: list[schema.Row]) -> dict[str, Known]:
-    ids = [row.doshii_id for row in rows]
-    found = (
-        order
-        for at in range(0, len(ids), 500)
-        for order in queries.known_orders(visit.ledger, "doshii", visit.account.name, ids[at : at + 500])
-    )
-    return {order.external_id: order for order in found}
-
-
-def _arrival(visit: Visit, row: schema.Row, key: str, plan: tuple[Planned, ...] = ()) -> Arrival:
-    body = json.dumps({"doshiiId": row.doshii_id, "status": row.status})
-    return Arrival(visit.account.name, row.doshii_id, key, "poll", body, plan, row.doshii_id, news=not plan)
-
-
-def _of_known(visit: Visit, order: Known) -> Finder:
-    return Finder(visit.ledger, visit.account.client, order.id, order.external_id, order.facts)
-
-
-def review(visit: Visit, order: Known) -> str | None:
-    """What came of a known order at Doshii. Its steps read it themselves: late payments and appended items are seen to
-    by `doshii.follow`, which is woken, or told of later if it, or what ends the order, is running: it may have read
-    already. A cancellation must not wait for them, nor must items that the ERP can still take: its draft is not
-    confirmed yet."""
-    finder = _of_known(visit, order)
-    if order.finished:
-        return _too_late(order, finder.find_with_payments())
-    found = finder.find()
-    if found.cancelled:
-        reason = f"{found.remote.status} at Doshii"
-        interrupts.interrupt(visit.ledger, order.id, reason, (Planned("erp.cancel"),), State.CANCELLED)
-    elif found.remote.pending and order.step == "erp.order" and order.state in _NOT_BEGUN:
-        reason = f"the partner appended {_words(found)}: taken in anew"
-        at = ("erp.order", _NOT_BEGUN)
-        if interrupts.interrupt(visit.ledger, order.id, reason, PLAN, State.DONE, only=at) is None:
-            raise TryLater("the order went on while we read it")
-    elif order.state == State.RUNNING and order.step in _LAST_STEPS:
-        raise TryLater(f"{order.step} is running, and may have read the order before this came")
-    else:
-        intake.wake(visit.ledger, order.id)
-    return None
-
-
-_NOT_BEGUN = (State.READY, State.QUEUED, State.RETRYING)
-_LAST_STEPS = ("doshii.follow", "doshii.complete")
-
-
-def _too_late(order: Known, found: Found) -> str | None:
-    if found.cancelled and order.state == State.DONE:
-        return f"{found.remote.status} at Doshii, though it is done here"
-    pending = ", ".join(one.words for one in schema.pending_payments(found.payments))
-    if pending and order.state != State.IGNORED:
-        return f"{pending}: asked for at Doshii, though the order is {order.state} here"
-    return None
 
 
 # -- the steps --------------------------------------------------------------------------------------------------------
@@ -378,8 +95,8 @@ def fetch(job: Job, account: Account) -> Outcome:
         detail=f"{found.remote.status}, {len(found.remote.items)} items",
         facts=job.flagged(*flags) if flags else None,
         rest=_rest(found),
-        raw=_text(found.document),
-        document=_to_order(account, found.remote).to_json(),
+        raw=as_text(found.document),
+        document=to_order(account, found.remote).to_json(),
         reference=job.external_id,
     )
 
@@ -411,7 +128,7 @@ def _is_our_id(finder: Finder, found: Found) -> bool:
 
 def _rest(found: Found) -> tuple[Planned, ...]:
     payments = (Planned("doshii.payments"),) if schema.pending_payments(found.payments) else ()
-    return (_DRAFT, _ACCEPT, *payments, Planned("erp.order"), *_FOLLOW)
+    return (DRAFT, ACCEPT, *payments, Planned("erp.order"), *FOLLOW)
 
 
 @step("doshii.accept")
@@ -426,7 +143,7 @@ def _accept(job: Job, account: Account, finder: Finder, found: Found) -> Outcome
         return _cancelled(found)
     if found.pos_id is not None:
         return _linked(job, account, finder, found)
-    if _to_order(account, found.remote) != job.order:
+    if to_order(account, found.remote) != job.order:
         return skipped("the partner changed the order meanwhile: it is taken in anew", rest=PLAN)
     our_id = schema.pos_id(job.facts["erp_number"])
     answer = account.client.put_unlinked_order(job.external_id, schema.acceptance(found.document, our_id))
@@ -457,7 +174,7 @@ def _with_pending(account: Account, remote: RemoteOrder) -> Order | None:
     if not remote.pending or remote.status == "complete":
         return None
     try:
-        return _to_order(account, remote, pending=True)
+        return to_order(account, remote, pending=True)
     except Refused:
         return None
 
@@ -472,7 +189,7 @@ def _approve(job: Job, account: Account, found: Found) -> Outcome:
     if found.cancelled:
         return _cancelled(found)
     with_pending = _with_pending(account, found.remote)
-    wanted = with_pending or _to_order(account, found.remote)
+    wanted = with_pending or to_order(account, found.remote)
     # What Doshii calls the order may be missing once it is linked (3.2).
     if replace(job.order, reference=None) != replace(wanted, reference=None):
         again = (*_TAKE_OVER, *_after(job))
@@ -480,7 +197,7 @@ def _approve(job: Job, account: Account, found: Found) -> Outcome:
     if with_pending is None:
         return skipped("no items wait for approval that the draft has")
     answer = _put_linked(account, found, schema.approval(found.document))
-    return Done(f"approved {_words(found)}", facts={"version": answer.get("version")})
+    return Done(f"approved {pending_items(found)}", facts={"version": answer.get("version")})
 
 
 def _put_linked(account: Account, found: Found, body: Json) -> Json:
@@ -489,10 +206,6 @@ def _put_linked(account: Account, found: Found, body: Json) -> Json:
         raise Refused("Doshii shows the order as not linked, though it was accepted: nothing is written")
     answer: Json = account.client.put_order(found.pos_id, body)
     return answer
-
-
-def _words(found: Found) -> str:
-    return ", ".join(item.words for item in found.remote.pending)
 
 
 @step("doshii.payments")
@@ -533,9 +246,9 @@ def _follow(job: Job, account: Account, found: Found) -> Outcome:
         return Again("payment", f"went ahead with {payment.words}", more=True)
     if odd := _odd(found):
         raise Refused(odd, recheck=LOOK_AGAIN)
-    changed = schema.changes(job.order, _goods(account, found.remote))
+    changed = schema.changes(job.order, goods(account, found.remote))
     flags = [f"changed at Doshii after the ERP confirmed it: {words}" for words in changed]
-    flags += [f"appended at Doshii, and never answered: {_words(found)}"] if found.remote.pending else []
+    flags += [f"appended at Doshii, and never answered: {pending_items(found)}"] if found.remote.pending else []
     # The changes may name people, and details are logged.
     detail = "changed since the ERP confirmed it: see its flags" if changed else "nothing new"
     return Done(detail, facts=job.flagged(*flags) if flags else None)
@@ -546,8 +259,8 @@ def _odd(found: Found) -> str:
     words = []
     if found.remote.pending and found.remote.status == "accepted":
         words.append(
-            f"the partner appended {_words(found)} after the ERP confirmed the order: add it there and `orderfleet do "
-            "ORDER approve-items`, or `orderfleet do ORDER decline-items`"
+            f"the partner appended {pending_items(found)} after the ERP confirmed the order: add it there and "
+            "`orderfleet do ORDER approve-items`, or `orderfleet do ORDER decline-items`"
         )
     if waiting := ", ".join(one.words for one in schema.pending_payments(found.payments)):
         words.append(
@@ -571,7 +284,7 @@ def _complete(account: Account, found: Found) -> Outcome:
     if found.remote.status == "complete":
         return skipped("is complete already")
     if found.remote.pending or schema.pending_payments(found.payments):
-        return skipped("there is news of it: that first", rest=_FOLLOW)
+        return skipped("there is news of it: that first", rest=FOLLOW)
     _put_linked(account, found, schema.completion(found.document))
     return Done("complete")
 
@@ -614,7 +327,7 @@ def _with_money(job: Job, account: Account, found: Found, done: Done) -> Done:
     if not taken:
         return done
     told = f"{taken}, though the order is cancelled: settle it with the partner"
-    body = _text({"doshiiId": job.external_id, "problem": told})
+    body = as_text({"doshiiId": job.external_id, "problem": told})
     key = f"paid:{job.external_id}"
     intake.keep_odd_event(job.ledger, "doshii", account.name, key, "paid", body, told, job.external_id)
     return replace(done, facts=job.flagged(told))
@@ -670,17 +383,17 @@ def _ask_approve(job: Job, account: Account, data: Json) -> str:
 def _run_approve(job: Job, account: Account, data: Json) -> str:
     found = _items_to_answer(job, account)
     _put_linked(account, found, schema.approval(found.document))
-    return f"approved {_words(found)}"
+    return f"approved {pending_items(found)}"
 
 
 def _ask_decline(job: Job, account: Account, data: Json) -> str:
-    return f"tell the partner that {_words(_items_to_answer(job, account))} will not come"
+    return f"tell the partner that {pending_items(_items_to_answer(job, account))} will not come"
 
 
 def _run_decline(job: Job, account: Account, data: Json) -> str:
     found = _items_to_answer(job, account)
     _put_linked(account, found, schema.refusal_of_items(found.document))
-    return f"declined {_words(found)}"
+    return f"declined {pending_items(found)}"
 
 
 def _ask_accept_payment(job: Job, account: Account, data: Json) -> str:
@@ -742,7 +455,7 @@ def foresee_approve(job: Job, account: Account) -> Preview:
     found = _of(job, account).find()
     if found.cancelled:
         return _ends(found)
-    return call(f"approves {_words(found)}") if found.remote.pending else already("no items wait for approval")
+    return call(f"approves {pending_items(found)}") if found.remote.pending else already("no items wait for approval")
 
 
 @preview("doshii.payments")

@@ -4,372 +4,52 @@ sections are named here.
 A status that is written may be a mail to the customer (5): every step reads before it writes, and what it wrote.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from clients.tastyigniter import Absent, Invalid
-from ledger import intake, interrupts, queries, signals
-from ledger.connection import Ledger
-from ledger.queries import Known
-from ledger.signals import Signal
+from ledger import intake, queries
 from orders.arrival import Arrival
 from orders.errors import Misconfigured, Refused, TryLater
 from orders.outcomes import Again, Done, Ended, Outcome, Planned, skipped
 from orders.states import State
 from schemas import tastyigniter as schema
 from schemas.tastyigniter import LOOK_AGAIN, RemoteOrder, Statuses
-from tasks.base import Account, Command, Job, Preview, System, Visit, already, call, preview, step
+from tasks.base import Account, Command, Job, Preview, System, already, call, preview, step
 from tasks.shipped import all_shipped
+from tasks.tastyigniter_order import (
+    CANCELED,
+    READ_FAILED,
+    Options,
+    check_deleted,
+    read_order,
+    show,
+    told_of,
+    total_text,
+)
+from tasks.tastyigniter_poll import FRESH, kept_by_poll, poll, reopened, review
 
-FRESH = timedelta(days=1)
-"""How old an order may be when the fleet first looks: older ones were seen to without it."""
 SKEW = timedelta(seconds=60)
 """How far the site's clock may be from ours."""
-UNPLACED_FOR = timedelta(days=3)
-"""How long a checkout that is not finished is looked at again; a webhook brings it back later, too."""
-MOST_UNPLACED = 5
-MOST_REREAD = 15
-"""Orders read by their id in one visit: a site allows 60 requests a minute (6)."""
-MOST_LOOKED_AT = 1000
-MOST_EVENTS = 200
-READ_FAILED = 200
-"""The status of a `TryLater` that is no fault of the remote: it answered, but what we wrote is not there."""
 _NAMES = frozenset(("first_name", "last_name", "order_type"))
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The settings of one account. `currency`: of a site that does not say its own. `product`: stands for an order of
-    which nobody told the dishes, after `lines_seconds` of waiting for a webhook that does, if `webhooks` come."""
-
-    zone: ZoneInfo
-    currency: str | None = None
-    statuses: Statuses = field(default_factory=Statuses)
-    product: str = "ORDER"
-    webhooks: bool = False
-    lines_seconds: int = 120
-
-
-PLAN = (Planned("tastyigniter.fetch"),)
 _REST = (
     Planned("erp.order"),
     Planned("tastyigniter.preparing", awaits="numbered"),
     Planned("tastyigniter.completed", awaits="completed|shipped"),
 )
-_TAKE_BACK = (Planned("erp.cancel"),)
-_CANCELED = Ended("canceled in TastyIgniter", cancelled=True)
 _MOVES = ("tastyigniter.preparing", "tastyigniter.completed")
-
-
-# -- the poll ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Kept:
-    """What a poll remembers. `began`: when the first one was. `newest` and `before`: the highest id that the last visit
-    saw, and the one before it. `unplaced`: checkouts that were not finished, and since when we know them. `reread`: the
-    ledger's id of the last order that was read by its id."""
-
-    began: str
-    newest: int = 0
-    before: int = 0
-    unplaced: dict[str, str] = field(default_factory=dict)
-    reread: int = 0
-
-    def is_old(self, remote: RemoteOrder, zone: ZoneInfo) -> bool:
-        """Whether the order was somebody else's business before there was a fleet."""
-        created = schema.stamp(remote.created_at, zone)
-        return created is not None and created < datetime.fromisoformat(self.began) - FRESH
-
-
-def _cursor(account: Account) -> str:
-    return f"tastyigniter.poll:{account.name}"
-
-
-def _kept(ledger: Ledger, account: Account) -> Kept:
-    text = queries.cursor(ledger, _cursor(account))
-    return Kept(queries.database_now(ledger).isoformat()) if text is None else Kept(**json.loads(text))
-
-
-def _keep(visit: Visit, kept: Kept) -> None:
-    signals.move_cursor(visit.ledger, _cursor(visit.account), json.dumps(asdict(kept)))
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of the list; `remote` is None where it cannot be read: the order's own step will say why."""
-
-    id: str
-    document: dict[str, Any]
-    remote: RemoteOrder | None
-
-
-def poll(visit: Visit) -> None:
-    """Take in what is new or has changed on the list's newest pages, then read by their id unfinished checkouts and
-    orders that are not on them (3.1).
-
-    There is no "changed since" (3.1). Every page down to an order that two visits have seen is read before any is taken
-    in: a poll that was cut off leaves no gap, and a row that a deletion moved under the paging is on the next one."""
-    kept = _kept(visit.ledger, visit.account)
-    rows = _newest(visit.account, kept)
-    intake.take_in(visit.ledger, "tastyigniter", [_arrival(visit.account, row) for row in rows])
-    kept.before, kept.newest = kept.newest, max([kept.newest, *(int(row.id) for row in rows)])
-    _note_unplaced(visit, kept, rows)
-    _keep(visit, kept)
-    try:
-        _look_at_unplaced(visit, kept, rows)
-        _read_unfinished(visit, kept, {row.id for row in rows})
-    finally:
-        _keep(visit, kept)
-
-
-def _newest(account: Account, kept: Kept) -> list[Row]:
-    zone: ZoneInfo = account.options.zone
-    rows: list[Row] = []
-    for page in account.client.newest_orders():
-        found = [
-            Row(order_id, document, remote) for document in page for order_id, remote in (schema.listed(document),)
-        ]
-        rows += found
-        if _reached(found, kept, zone):
-            break
-    return [row for row in rows if row.remote is None or not kept.is_old(row.remote, zone)]
-
-
-def _reached(page: list[Row], kept: Kept, zone: ZoneInfo) -> bool:
-    """Whether older pages hold nothing new. A site that does not know our sort may show the newest ones last (3.1)."""
-    ids = [int(row.id) for row in page]
-    if ids != sorted(ids, reverse=True):
-        return False
-    return ids[-1] <= kept.before or any(row.remote is not None and kept.is_old(row.remote, zone) for row in page)
-
-
-def _arrival(account: Account, row: Row, *, due: bool = False) -> Arrival:
-    """What a row says is kept once for each change of it. An unfinished checkout makes no order yet. `due`: the order
-    was ignored, and is to be done after all."""
-    body = json.dumps(schema.slim(row.document), default=str, sort_keys=True)
-    remote = row.remote
-    makes_order = remote is None or (remote.placed and remote.status_id != account.options.statuses.canceled)
-    return Arrival(
-        account=account.name,
-        external_id=row.id,
-        dedupe_key=f"{'again' if due else 'row'}:{row.id}:{_digest(body)}",
-        kind="row" if remote is None else f"row.{remote.status_id}",
-        body=body,
-        plan=PLAN if makes_order else (),
-        reference=row.id,
-        due=due,
-        news=not due,
-    )
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:40]
-
-
-def _note_unplaced(visit: Visit, kept: Kept, rows: Iterable[Row]) -> None:
-    """Checkouts may be finished after newer orders have pushed them off the pages that are read."""
-    now = queries.database_now(visit.ledger)
-    for row in rows:
-        if row.remote is not None and not row.remote.placed:
-            kept.unplaced.setdefault(row.id, now.isoformat())
-
-
-def _look_at_unplaced(visit: Visit, kept: Kept, rows: Iterable[Row]) -> None:
-    """Take up what is placed by now. It stays noted until its own step has found it placed, too: that step may just
-    have read it as unfinished."""
-    shown = {row.id: row for row in rows if row.id in kept.unplaced}
-    shown |= _read_unplaced(visit, kept, [key for key in kept.unplaced if key not in shown][:MOST_UNPLACED])
-    placed = [row for row in shown.values() if row.remote is None or row.remote.placed]
-    known = queries.known_orders(visit.ledger, "tastyigniter", visit.account.name, [row.id for row in placed])
-    orders = {one.external_id: one for one in known}
-    for row in placed:
-        order = orders.get(row.id)
-        if order is not None and order.state != State.IGNORED and order.step != "tastyigniter.fetch":
-            del kept.unplaced[row.id]
-        else:
-            ignored = order is not None and order.state == State.IGNORED
-            intake.take_in(visit.ledger, "tastyigniter", [_arrival(visit.account, row, due=ignored)])
-    _forget_unplaced(
-        visit, kept, [row.id for row in shown.values() if row.remote is not None and not row.remote.placed]
-    )
-
-
-def _read_unplaced(visit: Visit, kept: Kept, order_ids: list[str]) -> dict[str, Row]:
-    """Those that can be read. Where several cannot, the orders of which we know more have their turn."""
-    found: dict[str, Row] = {}
-    failed = 0
-    for order_id in order_ids:
-        kept.unplaced[order_id] = kept.unplaced.pop(order_id)  # the next visit begins with others
-        try:
-            document = visit.account.client.order(order_id)
-            found[order_id] = Row(order_id, document, schema.listed(document)[1])
-        except Absent:  # deleted, or out of sight for a while
-            _forget_unplaced(visit, kept, [order_id])
-        except Refused as refusal:
-            _show(visit.ledger, visit.account, order_id, refusal.reason)
-        except TryLater:
-            failed += 1
-            if failed > 1:
-                break
-    return found
-
-
-def _forget_unplaced(visit: Visit, kept: Kept, looked_at: Iterable[str]) -> None:
-    """Those of these, which are not placed as we have just seen, that we know for long enough."""
-    before = queries.database_now(visit.ledger) - UNPLACED_FOR
-    for order_id in looked_at:
-        if datetime.fromisoformat(kept.unplaced[order_id]) <= before:
-            del kept.unplaced[order_id]
-
-
-def _document(account: Account, order_id: str, *, history: bool = False) -> tuple[dict[str, Any], RemoteOrder]:
-    document: dict[str, Any] = account.client.order(order_id, history=history)
-    return document, schema.parse_order(document)
-
-
-def _read_unfinished(visit: Visit, kept: Kept, read: set[str]) -> None:
-    """Some in each visit, one after another: what was changed, cancelled or deleted while no webhook told."""
-    known = queries.unfinished(visit.ledger, "tastyigniter", visit.account.name, MOST_LOOKED_AT)
-    waiting = sorted(
-        (one for one in known if one.external_id not in read and one.step != "tastyigniter.fetch"),
-        key=lambda one: (one.id <= kept.reread, one.id),
-    )
-    failed = 0
-    for one in waiting[:MOST_REREAD]:
-        kept.reread = one.id
-        try:
-            problem = review(visit, one)
-        except Refused as refusal:
-            problem = refusal.reason
-        except TryLater:
-            failed += 1
-            if failed > 1:  # one may be its own trouble, two are the site's
-                raise
-            continue
-        if problem is not None:
-            _show(visit.ledger, visit.account, one.external_id, problem)
-
-
-def _show(ledger: Ledger, account: Account, order_id: str, problem: str) -> None:
-    """Once, that a person sees it."""
-    key = f"seen:{order_id}:{_digest(problem)}"
-    intake.keep_odd_event(ledger, "tastyigniter", account.name, key, "seen", "{}", problem, order_id)
-
-
-# -- news of a known order --------------------------------------------------------------------------------------------
-
-
-def review(visit: Visit, known: Known) -> str | None:
-    """Read one known order again: cancelled, deleted, changed, or placed after all."""
-    if known.cancelling and not known.finished:
-        return None
-    asked_at = queries.database_now(visit.ledger)
-    try:
-        document, remote = _document(visit.account, known.external_id)
-    except Absent as absent:
-        _review_absent(visit, known, absent)
-        return None
-    if known.finished:
-        return _review_finished(visit, known, Row(known.external_id, document, remote))
-    if remote.status_id == visit.account.options.statuses.canceled:
-        look = Planned("tastyigniter.cancel", data={"seen": asked_at.isoformat()})  # a step may be writing just now
-        rest = (*_TAKE_BACK, look)
-        interrupts.interrupt(visit.ledger, known.id, _CANCELED.reason, rest, State.CANCELLED)
-        return None
-    return _changed_total(visit, known, remote)
-
-
-def _review_absent(visit: Visit, known: Known, absent: Absent) -> None:
-    """Finished orders may be tidied away. Raises `Refused` where nobody can tell whether it was deleted."""
-    if known.finished:
-        return
-    _check_deleted(visit.ledger, visit.account, known.external_id, known.facts, absent)
-    interrupts.interrupt(visit.ledger, known.id, "deleted in TastyIgniter", _TAKE_BACK, State.CANCELLED)
-
-
-def _review_finished(visit: Visit, known: Known, row: Row) -> str | None:
-    remote = row.remote
-    if remote is None or not remote.placed:
-        return None
-    canceled = remote.status_id == visit.account.options.statuses.canceled
-    if known.state == State.IGNORED and not canceled:
-        intake.take_in(visit.ledger, "tastyigniter", [_arrival(visit.account, row, due=True)])
-    elif known.state == State.DONE and canceled:
-        return "it is canceled in TastyIgniter, but done here: take it back in the ERP by hand"
-    elif known.state == State.CANCELLED and not canceled:
-        return _reopened(remote)
-    return None
-
-
-def _reopened(remote: RemoteOrder) -> str:
-    return f"it is cancelled here and in the ERP, but stands at status {remote.status_id} in TastyIgniter"
-
-
-def _changed_total(visit: Visit, known: Known, remote: RemoteOrder) -> str | None:
-    """What the ERP was told is not told anew by itself: a person decides."""
-    told, now = known.facts.get("total"), _total_text(remote)
-    if told is None or now == told:
-        return None
-    sentence = (
-        f"its total was {told} when it was read for the ERP, and is {now} in TastyIgniter: change it in the ERP by hand"
-    )
-    flags = list(dict.fromkeys([*known.facts.get("flags", []), sentence]))
-    source = f"total:{remote.updated_at}:{now}"
-    signals.signal(visit.ledger, [Signal(known.id, "changed", source, {}, {"total": now, "flags": flags})])
-    return sentence
-
-
-def _total_text(remote: RemoteOrder) -> str:
-    total = schema.total_of(remote)
-    return "nothing" if total is None else f"{total:f}"
-
-
-# -- deleted, or out of sight -----------------------------------------------------------------------------------------
-
-
-def _check_deleted(ledger: Ledger, account: Account, order_id: str, facts: dict[str, Any], absent: Absent) -> None:
-    """Raises `Refused` unless the order is gone for good: a token that sees other locations gets the same answer (2).
-
-    It is, if the site said so itself, or if the token sees others of the order's location."""
-    told = _told_of(ledger, account, order_id)
-    if schema.says_deleted(told):
-        return
-    places = [facts["location"]] if "location" in facts else [row.get("location_id") for row in schema.rows_among(told)]
-    if places and _sees(account, places[0]):
-        return
-    raise Refused(
-        f"{absent.reason}: deleted, or its location is out of the token's sight; if it was deleted, cancel it with "
-        "`orderfleet cancel`, else let the token's user see the location",
-        status=404,
-        recheck=LOOK_AGAIN,
-    )
-
-
-def _sees(account: Account, location: int | None) -> bool:
-    """Whether the token sees orders of this location; of none: whether it sees any. A filter may be ignored."""
-    page: list[dict[str, Any]] = next(account.client.newest_orders(location=location), [])
-    found = [remote for document in page for _, remote in (schema.listed(document),) if remote is not None]
-    return any(location is None or remote.location_id == location for remote in found)
-
-
-def _told_of(ledger: Ledger, account: Account, order_id: str) -> list[str]:
-    """What webhooks and lists said of an order, newest first."""
-    return queries.event_bodies(ledger, "tastyigniter", account.name, order_id, MOST_EVENTS)
 
 
 def _gone(job: Job, account: Account, absent: Absent) -> Ended:
     """The end of an order that a step does not find. One of which nobody but an event told, and which never reached
     the ERP, is no loss. Raises `Refused`."""
     try:
-        _check_deleted(job.ledger, account, job.external_id, job.facts, absent)
+        check_deleted(job.ledger, account, job.external_id, job.facts, absent)
     except Refused:
-        if job.has_tried("erp.order") or schema.rows_among(_told_of(job.ledger, account, job.external_id)):
+        if job.has_tried("erp.order") or schema.rows_among(told_of(job.ledger, account, job.external_id)):
             raise
         return Ended("it is not there, or out of this token's sight, as orders of other locations are")
     return Ended("deleted in TastyIgniter", cancelled=True)
@@ -382,14 +62,14 @@ def _gone(job: Job, account: Account, absent: Absent) -> Ended:
 def fetch(job: Job, account: Account) -> Outcome:
     """Read the order, and decide whether it is one for us."""
     try:
-        document, remote = _document(account, job.external_id)
+        document, remote = read_order(account, job.external_id)
     except Absent as absent:
         return _gone(job, account, absent)
     over = _not_for_us(job, account, remote)
     if over is not None:
         return over
     if not remote.lines:
-        remote = schema.with_what_events_told(remote, _told_of(job.ledger, account, job.external_id))
+        remote = schema.with_what_events_told(remote, told_of(job.ledger, account, job.external_id))
     return _wait_for_lines(job, account, remote) or _fetched(job, account, document, remote)
 
 
@@ -400,7 +80,7 @@ def _not_for_us(job: Job, account: Account, remote: RemoteOrder) -> Ended | Agai
     if not begun and "replayed" not in job.facts and (early := _before_us(job, account, remote)) is not None:
         return Ended(f"{early}: `orderfleet replay --from tastyigniter.fetch` if the ERP is to have it")
     if remote.status_id == statuses.canceled:
-        return _CANCELED
+        return CANCELED
     if not begun and not remote.placed:
         return _wait_for_checkout(job, account)
     return None
@@ -425,7 +105,7 @@ def _left(job: Job, name: str, seconds: float) -> tuple[float, dict[str, str]] |
 
 
 def _before_us(job: Job, account: Account, remote: RemoteOrder) -> str | None:
-    kept = _kept(job.ledger, account)
+    kept = kept_by_poll(job.ledger, account)
     zone: ZoneInfo = account.options.zone
     statuses: Statuses = account.options.statuses
     created = schema.stamp(remote.created_at, zone)
@@ -435,7 +115,7 @@ def _before_us(job: Job, account: Account, remote: RemoteOrder) -> str | None:
     if not statuses.final(remote.status_id) or created is None or created >= began:
         return None
     # It may have waited here while the restaurant finished it.
-    was_open = schema.was_open(_told_of(job.ledger, account, job.external_id), statuses)
+    was_open = schema.was_open(told_of(job.ledger, account, job.external_id), statuses)
     return None if was_open else "finished before the fleet began"
 
 
@@ -460,7 +140,7 @@ def _fetched(job: Job, account: Account, document: dict[str, Any], remote: Remot
     flags = [*converted.flags, *(["nobody told its dishes in time: one line stands for them"] if waited else [])]
     facts = {
         "currency": converted.order.currency,
-        "total": _total_text(remote),
+        "total": total_text(remote),
         "location": remote.location_id,
         **({"rounding": converted.rounding} if converted.rounding else {}),
         **(job.flagged(*flags) if flags else {}),
@@ -496,7 +176,7 @@ def _move(job: Job, account: Account, target: int) -> Outcome:
     try:
         remote = _read(job, account, history=job.look)
         if remote.status_id == statuses.canceled:
-            return _CANCELED
+            return CANCELED
         over = _wrote_over(job, account, remote, target, _since(job)) if job.look else None
         if over is not None:
             return over
@@ -551,7 +231,7 @@ def _written(job: Job, account: Account, before: RemoteOrder, target: int) -> Ou
     if over is not None:
         return over
     if after.status_id == statuses.canceled != target:
-        return _CANCELED
+        return CANCELED
     if after.status_id == before.status_id:
         raise TryLater(f"after the PATCH, the order is still {after.status_id}", status=READ_FAILED)
     return Done(detail=f"status {target}")
@@ -571,12 +251,12 @@ def _wrote_over(
         rest = (Planned("tastyigniter.cancel", data={"overran": target}),)
         return Ended(f"canceled in TastyIgniter {moment}", cancelled=True, rest=rest)
     sentence = f"it was completed in TastyIgniter {moment}: set right there by hand what it is to stand at"
-    _show(job.ledger, account, job.external_id, sentence)
+    show(job.ledger, account, job.external_id, sentence)
     return Done(detail=f"status {target}, on top of {below}", facts=job.flagged(sentence))
 
 
 def _read(job: Job, account: Account, *, history: bool = False) -> RemoteOrder:
-    return _document(account, job.external_id, history=history)[1]
+    return read_order(account, job.external_id, history=history)[1]
 
 
 @step("tastyigniter.cancel")
@@ -590,7 +270,7 @@ def cancel(job: Job, account: Account) -> Outcome:
             over = _wrote_over(job, account, remote, statuses.canceled, _since(job)) if job.look else None
             return over or skipped("is canceled already")
         if _was_reopened(job, remote, statuses):
-            _show(job.ledger, account, job.external_id, _reopened(remote))
+            show(job.ledger, account, job.external_id, reopened(remote))
             return skipped(_reopened_since(remote))
         if remote.status_id == statuses.completed and not _is_ours(job, statuses):
             raise Refused(_completed_there(job, statuses))
@@ -620,7 +300,7 @@ def _was_reopened(job: Job, remote: RemoteOrder, statuses: Statuses) -> bool:
 def _has_ended_since(job: Job, moment: datetime, *steps: str) -> bool:
     """Whether a try of one of these steps, that did not find it canceled, ended after `moment`."""
     told = queries.timeline(job.ledger, job.claim.id)
-    tries = (one for one in told if one["kind"] == "attempt" and one["detail"] != _CANCELED.reason)
+    tries = (one for one in told if one["kind"] == "attempt" and one["detail"] != CANCELED.reason)
     return any(one["what"] in steps and one["at"] >= moment for one in tries)
 
 
@@ -645,7 +325,7 @@ def _told_to_nobody(job: Job, account: Account, absent: Absent) -> Outcome:
     if "seen" in job.data and not _has_ended_since(job, datetime.fromisoformat(job.data["seen"]), *_MOVES):
         return skipped("is not to be seen; it was canceled there")
     try:
-        _check_deleted(job.ledger, account, job.external_id, job.facts, absent)
+        check_deleted(job.ledger, account, job.external_id, job.facts, absent)
     except Refused:
         words = f"{absent.reason}: deleted, or its location is out of the token's sight"
         if not _by_a_person(job):
@@ -655,7 +335,7 @@ def _told_to_nobody(job: Job, account: Account, absent: Absent) -> Outcome:
                 status=404,
                 recheck=LOOK_AGAIN,
             ) from None
-        _show(job.ledger, account, job.external_id, f"cancelled, but the restaurant was not told: {words}")
+        show(job.ledger, account, job.external_id, f"cancelled, but the restaurant was not told: {words}")
         return skipped("is deleted, or out of the token's sight: told to nobody")
     return skipped("is deleted in TastyIgniter")
 
@@ -733,7 +413,7 @@ def _ask_delete(job: Job, account: Account, data: dict[str, Any]) -> str:
     goes_on = stands is not None and stands[2] not in (State.DONE, State.CANCELLED, State.IGNORED)
     then = "; it is not finished here, so the ERP's order will be cancelled" if goes_on else ""
     return (
-        f"deletes order {remote.id} (status {remote.status_id}, total {_total_text(remote)}) in TastyIgniter for good, "
+        f"deletes order {remote.id} (status {remote.status_id}, total {total_text(remote)}) in TastyIgniter for good, "
         f"with its history: it cannot be brought back{then}"
     )
 

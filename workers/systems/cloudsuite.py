@@ -6,6 +6,7 @@ import tasks.cloudsuite
 from clients.base import Auth, OAuthClientCredentials, StaticToken
 from clients.cloudsuite import CloudSuite
 from tasks.base import Account
+from tasks.cloudsuite_order import Options
 from workers.reading import AccountReader, AccountSettings
 from workers.systems.base import Wiring
 
@@ -50,7 +51,7 @@ def _build(settings: AccountSettings, **common: Any) -> Account:
         else OAuthClientCredentials(token_url, client_id, secret, scope="openid")
     )
     client = CloudSuite(settings.url, auth=auth, timeout=settings.timeout, **common)
-    return Account("cloudsuite", settings.name, client, tasks.cloudsuite.Options(**options), settings.poll_seconds)
+    return Account("cloudsuite", settings.name, client, Options(**options), settings.poll_seconds)
 
 
 WIRING = Wiring(system=tasks.cloudsuite.SYSTEM, poll_seconds=60.0, read=_read, build=_build)

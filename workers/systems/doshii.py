@@ -6,6 +6,7 @@ from typing import Any
 import tasks.doshii
 from clients.doshii import Doshii, VenueToken
 from tasks.base import Account
+from tasks.doshii_order import PLAN, Options
 from webhooks.doshii import Credentials
 from webhooks.doshii import Doshii as Webhook
 from workers.reading import AccountReader, AccountSettings
@@ -37,7 +38,7 @@ def _build(settings: AccountSettings, **common: Any) -> Account:
     options = settings.options
     auth = VenueToken(options["vendor"], options["vendor_key"], options["location_token"], terminal=options["terminal"])
     client = Doshii(settings.url, auth=auth, timeout=settings.timeout, **common)
-    own = tasks.doshii.Options(
+    own = Options(
         currency=options["currency"],
         open_item=options["open_item"],
         rejection_code=options["rejection_code"],
@@ -53,7 +54,7 @@ def _receiver(accounts: Sequence[AccountSettings]) -> Webhook:
         for account in accounts
         if account.options["webhook_token"] is not None
     }
-    return Webhook(credentials, tasks.doshii.PLAN)
+    return Webhook(credentials, PLAN)
 
 
 WIRING = Wiring(

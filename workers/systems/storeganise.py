@@ -7,6 +7,7 @@ import tasks.storeganise
 import webhooks.storeganise
 from clients.storeganise import Storeganise, api_key
 from tasks.base import Account
+from tasks.storeganise_order import Options
 from workers.reading import AccountReader, AccountSettings
 from workers.systems.base import Wiring
 
@@ -22,7 +23,7 @@ def _read(read: AccountReader) -> dict[str, Any]:
 def _build(settings: AccountSettings, **common: Any) -> Account:
     auth = api_key(settings.options["api_key"])
     client = Storeganise(settings.url, auth=auth, timeout=settings.timeout, **common)
-    options = tasks.storeganise.Options(auto_approve=settings.options["auto_approve"])
+    options = Options(auto_approve=settings.options["auto_approve"])
     return Account("storeganise", settings.name, client, options, settings.poll_seconds)
 
 

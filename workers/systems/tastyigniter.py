@@ -9,6 +9,7 @@ from clients.base import StaticToken
 from clients.tastyigniter import TastyIgniter
 from schemas.tastyigniter import Statuses
 from tasks.base import Account
+from tasks.tastyigniter_order import Options
 from webhooks.base import Receiver
 from webhooks.tastyigniter import Secret, TastyIgniterReceiver
 from workers.reading import AccountReader, AccountSettings
@@ -71,7 +72,7 @@ def _build(settings: AccountSettings, **common: Any) -> Account:
         "tastyigniter",
         settings.name,
         client,
-        tasks.tastyigniter.Options(**options, webhooks=webhooks),
+        Options(**options, webhooks=webhooks),
         settings.poll_seconds,
     )
 

@@ -24,7 +24,7 @@ from sandbox import cloudsuite
 from sandbox.erp import SandboxErp
 from schemas import cloudsuite as schema
 from tasks.base import STEPS, Effect, Job
-from tasks.cloudsuite import PLAN
+from tasks.cloudsuite_order import PLAN
 from tests.unit.tasks.conftest import ShopDriver as Driver
 from tests.unit.tasks.conftest import a_driver_of
 from workers import operators

@@ -13,7 +13,8 @@ from ledger.models import documents, events, orders, signals
 from orders.errors import Misconfigured, Refused
 from orders.states import State
 from tasks.base import Effect, Preview
-from tasks.doshii import PLAN, SYSTEM, probe
+from tasks.doshii import SYSTEM, probe
+from tasks.doshii_order import PLAN
 from tests.flows.harness import a_remote, a_web, wait_for
 from tests.unit.tasks.conftest import LONG_AGO, Driver
 from workers import operators

@@ -23,7 +23,7 @@ from orders.states import State
 from sandbox.base import FaultRule
 from sandbox.tastyigniter import site_of
 from tasks.base import PREVIEWS, Effect, Job, Visit
-from tasks.tastyigniter import Kept
+from tasks.tastyigniter_poll import Kept
 from tests.flows.harness import a_remote, a_web, wait_for
 from tests.unit.tasks.conftest import Driver
 from workers import operators

@@ -13,7 +13,7 @@ from ledger.connection import Ledger
 from orders.arrival import Arrival
 from orders.outcomes import Done
 from orders.states import State
-from tasks.cloudsuite import PLAN
+from tasks.cloudsuite_order import PLAN
 from tests.flows.harness import Shop, a_shop, shop_settings
 from workers.cli import main
 
