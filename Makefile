@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UV_VERSION := 0.13.9
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras \
 	--no-header --no-emit-index-url
-# Tests run in this many processes (flows wait more than they work); PYTEST_ARGS is handed to pytest, e.g. make test PYTEST_ARGS="-k ledger".
+# Tests run in this many processes: two of them begin with the flows, which wait more than they work. PYTEST_ARGS is handed to pytest, e.g. make test PYTEST_ARGS="-k ledger".
 TEST_PROCESSES ?= 3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -28,7 +28,7 @@ run: $(VENV)/.runtime ## start the fleet with imitations of the remote systems, 
 install: $(VENV)/.dev ## put everything into .venv, the tools for tests and checks too
 
 test: $(VENV)/.dev ## run the tests; the end says what was left out for want of a server
-	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: ## what CI runs: servers, style, types, layers, then every test with nothing left out
 	@.ci/run

@@ -157,9 +157,7 @@ def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 # === Processes ==============================================================================================
 
 _FLOWS = "tests/flows/"
-_LANES = {f"test_{name}.py": "1" for name in ("accounts", "kills", "storm")} | {
-    f"test_{name}.py": "2" for name in ("recovery", "up")
-}
+_OF_THE_FLEET = {f"test_{name}.py" for name in ("accounts", "kills", "recovery", "storm", "up")}
 
 
 def pytest_collection_modifyitems(config, items):
@@ -175,8 +173,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 class FlowsInLanes(LoadScopeScheduling):
-    """With `-n`, the flows run one after another in each of three lanes: two of the fleet itself, one of the single
-    systems. The other tests go file by file to whichever process is free.
+    """With `-n`, the flows of the fleet itself run one after another in one process, those of single systems in another
+    one, and the other tests file by file in whichever is free.
 
     More flows at once would starve each other on a small machine. (xdist's own groups, `--dist loadgroup`,
     have no effect with pytest 9.2: xdist 3.8 writes them to `Item._nodeid`, which is no longer there.)
@@ -184,7 +182,9 @@ class FlowsInLanes(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return f"{_FLOWS} {_LANES.get(file.removeprefix(_FLOWS), 'of systems')}" if file.startswith(_FLOWS) else file
+        if not file.startswith(_FLOWS):
+            return file
+        return f"{_FLOWS} of the fleet" if file.removeprefix(_FLOWS) in _OF_THE_FLEET else f"{_FLOWS} of systems"
 
 
 def pytest_xdist_make_scheduler(config, log):

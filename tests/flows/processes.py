@@ -7,6 +7,8 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
+from multiprocessing import connection
 from pathlib import Path
 from typing import cast
 
@@ -21,21 +23,24 @@ class Started:
         self._process = _FORKS.Process(target=_run, args=(command, environment, str(folder), str(log)))
         self._process.start()
         self.pid = cast(int, self._process.pid)
+        self._lock = threading.Lock()  # a test's thread waits for what an imitation's thread kills
 
     @property
     def returncode(self) -> int | None:
-        return self._process.exitcode
+        return self.poll()
 
     def poll(self) -> int | None:
         """Its exit code, or minus the signal that killed it; None while it runs."""
-        return self._process.exitcode
+        with self._lock:
+            return self._process.exitcode
 
     def wait(self, seconds: float) -> int:
         """The same, once it has ended. Raises `subprocess.TimeoutExpired`."""
-        self._process.join(seconds)
-        if self._process.exitcode is None:
+        connection.wait([self._process.sentinel], seconds)
+        code = self.poll()
+        if code is None:
             raise subprocess.TimeoutExpired(str(self.pid), seconds)
-        return self._process.exitcode
+        return code
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
