@@ -9,7 +9,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UV_VERSION := 0.13.9
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras \
 	--no-header --no-emit-index-url
-# Tests run in this many processes: two of them begin with the flows, which wait more than they work. PYTEST_ARGS is handed to pytest, e.g. make test PYTEST_ARGS="-k ledger".
+# Tests run in this many processes; two of them begin with the flows, which wait more than they work.
+# PYTEST_ARGS is handed to pytest, e.g. make test PYTEST_ARGS="-k ledger".
 TEST_PROCESSES ?= 3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=

@@ -10,6 +10,9 @@ StepError
 Anything else is our bug: reported, retried a few times, parked.
 """
 
+READ_FAILED = 200
+"""The status of a `TryLater` that is no fault of the remote: it answered, but what we wrote is not there yet."""
+
 
 class StepError(Exception):
     """The root. `reason` is for people; `status` is the HTTP status, if there was an answer."""

@@ -1,6 +1,7 @@
 """What the dictionaries share: schemas that check what we rely on, and words for a person when it is not there."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 from typing import Any
 
@@ -49,6 +50,15 @@ def load(schema: Schema, document: Any, what: str) -> dict[str, Any]:
     except ValidationError as error:
         raise Refused(f"{what} cannot be read: {'; '.join(_words(error.messages))}") from None
     return values
+
+
+def moment(value: Any, zone: tzinfo = UTC) -> datetime | None:
+    """An ISO 8601 text as an aware time, a naive one as of `zone`; None for what is no such text."""
+    try:
+        at = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return None
+    return at if at.tzinfo is not None else at.replace(tzinfo=zone)
 
 
 def _words(messages: Any, place: str = "") -> Iterator[str]:

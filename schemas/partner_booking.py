@@ -16,7 +16,7 @@ from marshmallow import fields, validate
 
 from orders.errors import Refused
 from orders.model import Order
-from schemas.base import Document, load
+from schemas.base import Document, load, moment
 from schemas.partner import SLOTS
 from schemas.partner_fields import in_array
 
@@ -131,7 +131,7 @@ def parse_booking(document: Any) -> Booking:
         title=_text(values["title"]),
         store_id=store["store_id"],
         instock=store["instock"] if isinstance(store["instock"], bool) else None,
-        created_at=_time(values["created_at"]),
+        created_at=moment(values["created_at"]),
         details=_text(address["details"]),
     )
 
@@ -144,14 +144,6 @@ def number_in(row: Json) -> int | None:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
-
-
-def _time(value: Any) -> datetime | None:
-    try:
-        at = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        return None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def parse_image(entries: Sequence[Any]) -> str:

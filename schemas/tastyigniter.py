@@ -16,7 +16,7 @@ from marshmallow import ValidationError, fields, validate
 
 from orders.errors import Misconfigured, Refused
 from orders.model import Address, Customer, Line, Order
-from schemas.base import Amount, Document, Whole, load
+from schemas.base import Amount, Document, Whole, load, moment
 
 Json = dict[str, Any]
 
@@ -355,13 +355,8 @@ def _is_after(row: StatusRow, since: datetime) -> bool:
 
 def stamp(text: str | None, zone: ZoneInfo) -> datetime | None:
     """A stamp in UTC: with Z it is, naive ones are the site's (8). None for none, or for one that is no stamp."""
-    if text is None:
-        return None
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return (at if at.tzinfo is not None else at.replace(tzinfo=zone)).astimezone(UTC)
+    at = moment(text, zone)
+    return None if at is None else at.astimezone(UTC)
 
 
 def _aware(text: str | None) -> datetime | None:

@@ -8,14 +8,14 @@ from typing import Any
 
 from ledger import intents, queries
 from ledger.queries import Told
-from orders.errors import Refused, TryLater, Unclear
+from orders.errors import READ_FAILED, Refused, TryLater, Unclear
 from orders.model import Order
 from orders.outcomes import Again, Done, Ended, Outcome, Planned, skipped
 from orders.states import State
 from schemas import cloudsuite as schema
 from schemas.cloudsuite import Payment, RemoteOrder
 from tasks.base import Account, Job, Preview, System, already, call, irreversible, preview, step
-from tasks.cloudsuite_order import CANCELLED, CHANGED, READ_FAILED, REST, SHIPMENT, Options, show, show_if_out
+from tasks.cloudsuite_order import CANCELLED, CHANGED, REST, SHIPMENT, Options, show, show_if_out
 from tasks.cloudsuite_poll import poll, review
 from tasks.shipped import covers, shipped_quantities
 

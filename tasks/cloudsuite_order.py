@@ -6,9 +6,6 @@ from ledger import intake, queries
 from ledger.connection import Ledger
 from orders.outcomes import Ended, Planned
 
-READ_FAILED = 200
-"""The status of a `TryLater` that is no fault of the remote: it answered, but what we wrote is not there yet."""
-
 
 @dataclass(frozen=True, slots=True)
 class Options:

@@ -11,13 +11,13 @@ from typing import Any
 from ledger import intake, interrupts, queries, signals
 from ledger.queries import Known
 from orders.arrival import Arrival
-from orders.errors import StepError, TryLater, Unavailable
+from orders.errors import READ_FAILED, StepError, TryLater, Unavailable
 from orders.model import Order
 from orders.outcomes import Planned
 from orders.states import State
 from schemas import cloudsuite as schema
 from tasks.base import Account, Visit
-from tasks.cloudsuite_order import CANCELLED, CHANGED, PLAN, READ_FAILED, Options, show, show_if_out
+from tasks.cloudsuite_order import CANCELLED, CHANGED, PLAN, Options, show, show_if_out
 
 OVERLAP = timedelta(days=2)
 FULL_PASS = timedelta(hours=20)

@@ -12,13 +12,13 @@ from typing import Any
 
 from ledger import intake, intents, queries
 from ledger.connection import Ledger
-from orders.errors import Refused, TryLater
+from orders.errors import READ_FAILED, Refused, TryLater
 from orders.outcomes import Again, Done, Ended, Outcome, Planned, skipped
 from schemas import storeganise as schema
 from schemas.storeganise import RemoteOrder, RemoteStep
 from tasks.base import Account, Command, Job, Preview, System, already, call, irreversible, preview, step
 from tasks.storeganise_items import HANDLINGS, Handling, Scene, by_place, check, look, undone
-from tasks.storeganise_order import LEFT_THERE, READ_FAILED, Options, listed, take_in_order_of
+from tasks.storeganise_order import LEFT_THERE, Options, listed, take_in_order_of
 from tasks.storeganise_poll import poll, review
 
 LOOK_AGAIN = 3600.0

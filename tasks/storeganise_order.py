@@ -13,8 +13,6 @@ from schemas import storeganise as schema
 from schemas.storeganise import Item, RemoteOrder
 from tasks.base import Account
 
-READ_FAILED = 200
-"""The status of a `TryLater` that is no fault of the remote: it answered, but what we wrote is not there."""
 SCANNED = timedelta(days=1)
 """How far back the list is searched for a job."""
 LEFT_THERE = "is left as it is in Storeganise, as a person says"

@@ -3,7 +3,7 @@ contracts/storeganise.md, whose sections are named here."""
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
@@ -12,15 +12,16 @@ from ledger.connection import Ledger
 from ledger.queries import Known
 from ledger.signals import Signal
 from orders.arrival import Arrival
-from orders.errors import TryLater
+from orders.errors import READ_FAILED, TryLater
 from orders.model import Order
 from orders.outcomes import Planned
 from orders.states import State
 from schemas import storeganise as schema
+from schemas.base import moment
 from schemas.storeganise import RemoteOrder
 from tasks.base import Account, Visit
 from tasks.storeganise_items import REMOTE
-from tasks.storeganise_order import LEFT_THERE, READ_FAILED, listed, stamp, take_in_order_of
+from tasks.storeganise_order import LEFT_THERE, listed, stamp, take_in_order_of
 
 OVERLAP = timedelta(minutes=10)
 LONG_OVERLAP = timedelta(days=7)
@@ -55,17 +56,9 @@ def poll(visit: Visit) -> None:
 
 
 def _newest(kept: dict[str, Any], pages: list[list[dict[str, Any]]], now: datetime) -> str:
-    seen = [at for rows in pages for row in rows if (at := _time(row.get("updated"))) is not None]
+    seen = [at for rows in pages for row in rows if (at := moment(row.get("updated"))) is not None]
     seen += [datetime.fromisoformat(kept["newest"])] if "newest" in kept else []
     return min(max(seen, default=now), now).isoformat()
-
-
-def _time(text: Any) -> datetime | None:
-    try:
-        at = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        return None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _arrival(account: Account, row: dict[str, Any]) -> Arrival:

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 from clients.tastyigniter import Absent, Invalid
 from ledger import intake, queries
 from orders.arrival import Arrival
-from orders.errors import Misconfigured, Refused, TryLater
+from orders.errors import READ_FAILED, Misconfigured, Refused, TryLater
 from orders.outcomes import Again, Done, Ended, Outcome, Planned, skipped
 from orders.states import State
 from schemas import tastyigniter as schema
@@ -22,7 +22,6 @@ from tasks.base import Account, Command, Job, Preview, System, already, call, pr
 from tasks.shipped import all_shipped
 from tasks.tastyigniter_order import (
     CANCELED,
-    READ_FAILED,
     Options,
     check_deleted,
     read_order,

@@ -16,8 +16,6 @@ from schemas.tastyigniter import LOOK_AGAIN, RemoteOrder, Statuses
 from tasks.base import Account
 
 MOST_EVENTS = 200
-READ_FAILED = 200
-"""The status of a `TryLater` that is no fault of the remote: it answered, but what we wrote is not there."""
 
 
 @dataclass(frozen=True, slots=True)

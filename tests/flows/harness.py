@@ -27,7 +27,7 @@ from tasks.base import Visit
 from tasks.bulkhead import Bulkhead
 from tasks.dispatch import Dispatcher
 from tasks.gates import Gates
-from tests.flows.processes import Started
+from tests.flows.processes import ForkedProcess
 from workers.bootstrap import build_fleet
 from workers.celery import build_app, send_chain
 from workers.sandbox import imitation
@@ -157,16 +157,16 @@ class Fleet:
         migrate(self.ledger)
         self.fleet.erp.prepare()
         self.app: Celery = build_app(self.settings.broker_url or "", self.settings.systems)
-        self.processes: list[Started] = []
+        self.processes: list[ForkedProcess] = []
 
-    def start(self, *command: str, **environment: str) -> Started:
+    def start(self, *command: str, **environment: str) -> ForkedProcess:
         """Start `orderfleet COMMAND`, or a script of the tests (a path ending in .py)."""
         log = self.home / f"{Path(command[0]).stem}-{len(self.processes)}.log"
-        process = Started(list(command), {**self.environment, **environment}, ROOT, log)
+        process = ForkedProcess(list(command), {**self.environment, **environment}, ROOT, log)
         self.processes.append(process)
         return process
 
-    def started(self, *command: str, **environment: str) -> Started:
+    def started(self, *command: str, **environment: str) -> ForkedProcess:
         """Start a worker and wait until it shows life."""
         before = {row["name"] for row in queries.live_workers(self.ledger)}
         process = self.start(*command, **environment)
@@ -176,11 +176,11 @@ class Fleet:
         )
         return process
 
-    def kill(self, process: Started) -> None:
+    def kill(self, process: ForkedProcess) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait(10)
 
-    def freeze(self, process: Started) -> None:
+    def freeze(self, process: ForkedProcess) -> None:
         """Stop a process (SIGSTOP), in a moment at which it does not hold SQLite's one write lock: nobody could write
         until it wakes up."""
         with self.ledger.transaction():

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ledger import queries
 from tests.flows.harness import Fleet, wait_for
-from tests.flows.processes import Started
+from tests.flows.processes import ForkedProcess
 
 ON_SQLITE = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 ON_POSTGRESQL = pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
@@ -97,6 +97,6 @@ class Reaper:
             self._thread.join(15)
 
 
-def killed(process: Started, fleet: Fleet, seconds: float = 60) -> None:
+def killed(process: ForkedProcess, fleet: Fleet, seconds: float = 60) -> None:
     """Wait until a process that something kills is dead."""
     assert process.wait(seconds) == -signal.SIGKILL, fleet.why()

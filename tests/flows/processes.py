@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing import connection
 from pathlib import Path
 from typing import cast
@@ -16,7 +17,7 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["workers.cli", "workers.worker", "workers.beat", "celery.bin.worker", "celery.beat"])
 
 
-class Started:
+class ForkedProcess:
     """A running process: what tests need of `subprocess.Popen`."""
 
     def __init__(self, command: list[str], environment: dict[str, str], folder: Path, log: Path) -> None:
@@ -55,15 +56,14 @@ def _run(command: list[str], environment: dict[str, str], folder: str, log: str)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - for as long as the process lives
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    if command[0].endswith(".py"):
-        sys.argv = command
-        runpy.run_path(command[0], run_name="__main__")
-    else:
-        sys.argv = ["orderfleet", *command]
-        runpy.run_module("workers", run_name="__main__")
+    with open(os.devnull) as nothing, open(log, "w", buffering=1) as output:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        with redirect_stdout(output), redirect_stderr(output):
+            if command[0].endswith(".py"):
+                sys.argv = command
+                runpy.run_path(command[0], run_name="__main__")
+            else:
+                sys.argv = ["orderfleet", *command]
+                runpy.run_module("workers", run_name="__main__")

@@ -5,6 +5,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from flask import request
 from sqlalchemy import URL, make_url
 
 from ledger import queries, sending
@@ -199,23 +200,30 @@ class TestClocks:
 
 class TestFrozen:
     def test_a_worker_that_wakes_up_past_its_lease_writes_nothing(self, fleet, shop):
-        """Frozen between the shop's work and its answer; another worker finishes the order meanwhile. There is one:
-        of another order a write might be half sent at that moment, and arrive when its worker wakes up."""
-        shop.add(1)
+        """Frozen between the shop's work and its answer; another worker finishes the orders meanwhile. Of another order
+        a write whose look at the lease is behind it may arrive when the worker wakes up: it changes nothing."""
+        shop.add(4)
         frozen = fleet.started("worker")
-        shop.when("PATCH", lambda: fleet.freeze(frozen))
+        frozen_at = []
+
+        def freeze() -> None:
+            frozen_at.append(request.path.split("/")[3])
+            fleet.freeze(frozen)
+
+        shop.when("PATCH", freeze)
         fleet.start("beat")
         wait_for(lambda: shop.effects()["patch"], fleet.why)
         fleet.started("worker")
-        wait_for(lambda: fleet.settled(1), fleet.why)
-        check_exactly_once(fleet, shop, 1)
-        effects = shop.effects()
+        wait_for(lambda: fleet.settled(4), fleet.why)
+        check_exactly_once(fleet, shop, 4)
+        effects = shop.effects(frozen_at[0])
         frozen.send_signal(signal.SIGCONT)
         shop.add(4, seed=9)
-        wait_for(lambda: fleet.settled(5), fleet.why)
+        wait_for(lambda: fleet.settled(8), fleet.why)
         assert frozen.poll() is None
-        check_exactly_once(fleet, shop, 5)
-        assert shop.effects() == {kind: 5 * count for kind, count in effects.items()}
+        check_exactly_once(fleet, shop, 8)
+        assert effects
+        assert shop.effects(frozen_at[0]) == effects
 
 
 class TestRemote:

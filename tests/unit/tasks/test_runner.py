@@ -308,9 +308,12 @@ class TestRemoteAsAWhole:
     def test_an_answer_that_is_about_the_order_is_no_fault(self, acme, error):
         acme.step("acme.one", raising(error))
         acme.take_in(*range(MOST_FAULTS + 3), plan=ONE)
-        acme.worker().work()
+        worker = acme.worker(window=MOST_FAULTS + 3)
+        worker.dispatcher.fill()
+        for message in list(worker.queue):  # each once: a retry may be due at once
+            worker.run(message)
         assert gate(acme) is None
-        assert all(acme.order(name)["failures"] for name in range(MOST_FAULTS + 3))
+        assert {acme.order(name)["failures"] for name in range(MOST_FAULTS + 3)} == {1}
 
     @pytest.mark.parametrize("error", [Refused("no such product", status=400), TryLater("conflict", status=409)])
     def test_a_refusal_is_an_answer_and_opens_the_gate(self, acme, error):
